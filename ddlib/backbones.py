@@ -1,0 +1,228 @@
+"""The networks: VGG9, ResNet20/32 and a 3-D CNN, each with a width and a number of groups.
+
+With `groups=G` a backbone is G independent networks side by side: its input is (B, G·C, *window), group g in
+channels gC … (g+1)C, its output (B, G·K), and every convolution is grouped.  All parameters and buffers then
+have their groups along the first axis, so that one network is a slice of every tensor (`Backbone.single`).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checks
+
+_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+class GroupedLinear(nn.Module):
+    """G linear layers side by side: (B, G·in) → (B, G·out); with one group, `nn.Linear`."""
+
+    def __init__(self, in_features: int, out_features: int, groups: int = 1):
+        super().__init__()
+        self.groups = groups
+        one = nn.Linear(in_features, out_features)
+        self.weight = nn.Parameter(one.weight.detach().repeat(groups, 1))  # (G·out, in)
+        self.bias = nn.Parameter(one.bias.detach().repeat(groups))  # (G·out,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.groups == 1:
+            return F.linear(x, self.weight, self.bias)
+        x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)  # (G, B, in)
+        weight = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (G, in, out)
+        return torch.bmm(x, weight).transpose(0, 1).flatten(1) + self.bias
+
+
+class Backbone(nn.Module):
+    """A CNN, or `groups` of them side by side.
+
+    Subclasses build their layers in `__init__` and map images (B, G·C, *window) to logits (B, G·K).
+    The layers of a subclass are convolutions, batch norms and `GroupedLinear`s, so that the rule above holds.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int, groups: int):
+        super().__init__()
+        self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
+        self.dims, self.groups = dims, groups
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        """A convolution without bias, padded so that stride 1 keeps the size, in each group."""
+        g = self.groups
+        layer = _CONV[self.dims](
+            inputs * g, outputs * g, kernel, stride=stride, padding=kernel // 2, groups=g, bias=False
+        )
+        nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+        return layer
+
+    def norm(self, channels: int) -> nn.Module:
+        return _NORM[self.dims](channels * self.groups)
+
+    def pool(self) -> nn.Module:
+        """2×2 max-pool that rounds up, so that a window of any size passes."""
+        return _POOL[self.dims](2, ceil_mode=True)
+
+    def classifier(self, features: int) -> nn.Module:
+        return GroupedLinear(features, self.num_classes, self.groups)
+
+    def single(self, group: int) -> "Backbone":
+        """Group `group` as a plain, stand-alone network with its own copy of the weights."""
+        with torch.random.fork_rng(devices=[]):
+            net = type(self)(self.in_channels, self.num_classes, self.width, self.dims, 1)
+        state = {key: self._slice(value, group).clone() for key, value in self.state_dict().items()}
+        first = next(iter(state.values()))
+        net.to(device=first.device, dtype=first.dtype).load_state_dict(state)
+        return net.train(self.training)
+
+    def load_single(self, group: int, net: nn.Module) -> None:
+        """Put the weights of a stand-alone network back into group `group`."""
+        given = net.state_dict()
+        own = self.state_dict()
+        if given.keys() != own.keys():
+            raise ValueError(f"a {type(net).__name__} does not fit into a {type(self).__name__}.")
+        for key, value in own.items():
+            part = self._slice(value, group)
+            if part.shape != given[key].shape:
+                raise ValueError(f"{key} has shape {tuple(given[key].shape)}, group {group} needs {tuple(part.shape)}.")
+            part.copy_(given[key])
+
+    def _slice(self, value: Tensor, group: int) -> Tensor:
+        return value.unflatten(0, (self.groups, -1))[group] if value.ndim else value  # batch counters have no axis
+
+
+class VGG9(Backbone):
+    """3×3 convolutions with batch norm and ReLU: two of width w, two of 2w, three of 4w, max-pool after each."""
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        layers, channels = [], in_channels
+        for outputs, count in ((width, 2), (2 * width, 2), (4 * width, 3)):
+            for _ in range(count):
+                layers += [self.conv(channels, outputs), self.norm(outputs), nn.ReLU(inplace=True)]
+                channels = outputs
+            layers.append(self.pool())
+        self.features = nn.Sequential(*layers)
+        self.head = self.classifier(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(2).mean(2))
+
+
+class _Residual(nn.Module):
+    """Two 3×3 convolutions and a shortcut; a 1×1 projection where the shape changes."""
+
+    def __init__(self, net: Backbone, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1, self.norm1 = net.conv(inputs, outputs, stride=stride), net.norm(outputs)
+        self.conv2, self.norm2 = net.conv(outputs, outputs), net.norm(outputs)
+        self.shortcut = (
+            nn.Sequential(net.conv(inputs, outputs, 1, stride), net.norm(outputs))
+            if stride != 1 or inputs != outputs
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet(Backbone):
+    """Three stages of w, 2w, 4w with `blocks` residual blocks each: depth 6·blocks + 2."""
+
+    blocks: int
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        self.stem = nn.Sequential(self.conv(in_channels, width), self.norm(width), nn.ReLU(inplace=True))
+        stages, channels = [], width
+        for stage, outputs in enumerate((width, 2 * width, 4 * width)):
+            for block in range(self.blocks):
+                stages.append(_Residual(self, channels, outputs, stride=2 if stage and not block else 1))
+                channels = outputs
+        self.stages = nn.Sequential(*stages)
+        self.head = self.classifier(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).flatten(2).mean(2))
+
+
+class ResNet20(ResNet):
+    blocks = 3
+
+
+class ResNet32(ResNet):
+    blocks = 5
+
+
+class CNN3D(Backbone):
+    """The 3-D network of the Keras CT example: four of convolution, ReLU, max-pool, batch norm; a dense layer.
+
+    Filters w, w, 2w, 4w (64-64-128-256 in the original), dense layer 8w.  Its convolutions are padded, so that
+    thin windows pass, and its dropout is left out, so that every engine computes the same (both ours).
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 3, groups: int = 1):
+        if dims != 3:
+            raise ValueError(f"backbone 'cnn3d' needs volumes (dims=3), got dims={dims}.")
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        layers, channels = [], in_channels
+        for outputs in (width, width, 2 * width, 4 * width):
+            layers += [self.conv(channels, outputs), nn.ReLU(inplace=True), self.pool(), self.norm(outputs)]
+            channels = outputs
+        self.features = nn.Sequential(*layers)
+        self.dense = GroupedLinear(channels, 2 * channels, groups)
+        self.head = self.classifier(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.dense(self.features(x).flatten(2).mean(2))))
+
+
+BACKBONES: dict[str, type[Backbone]] = {"vgg9": VGG9, "resnet20": ResNet20, "resnet32": ResNet32, "cnn3d": CNN3D}
+
+
+def build(
+    name: str | Callable[..., nn.Module],
+    in_channels: int,
+    num_classes: int,
+    width: int,
+    dims: int = 2,
+    groups: int = 1,
+) -> nn.Module:
+    """A CNN of the given width, the channels of its first block; `groups` of them side by side.
+
+    The weights come from torch's global random state, network after network: a group starts from the very
+    weights that as many single networks would, built in the same order.
+
+    Args:
+        name: "vgg9", "resnet20", "resnet32" or "cnn3d"; or any callable `f(in_channels=, num_classes=, width=,
+            dims=)` that returns an `nn.Module` from images (B, C, *window) to logits (B, K), which cannot be
+            grouped.
+
+    Raises:
+        ValueError: an unknown name (the nearest is named), or a number out of range.
+    """
+    spec = dict(
+        in_channels=checks.whole("in_channels", in_channels, 1),
+        num_classes=checks.whole("num_classes", num_classes, 2),
+        width=checks.whole("width", width, 1),
+        dims=checks.whole("dims", dims, 2, 3),
+    )
+    if callable(name):
+        if groups != 1:
+            raise ValueError(f"{name!r} cannot be grouped; only {', '.join(BACKBONES)} can.")
+        return name(**spec)
+    kind = BACKBONES[checks.one_of("backbone", name, BACKBONES)]
+    if checks.whole("groups", groups, 1) == 1:
+        return kind(**spec, groups=1)
+    with torch.random.fork_rng(devices=[]):
+        together = kind(**spec, groups=groups)
+    for group in range(groups):
+        together.load_single(group, kind(**spec, groups=1))
+    return together
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
