@@ -19,10 +19,10 @@ _HOME = {
     "model": ("CNNDNN",),
     "training": ("RECIPES", "Recipe", "accuracy", "fit", "predict", "train_aggregator"),
     "engines": ("process_pool", "train_local"),
-    "evaluation": ("confusion", "interval", "paired_test"),
+    "evaluation": ("accuracy_table", "confusion", "epochs_to_reach", "interval", "paired_test"),
     "records": ("gather", "Record"),
     "experiment": ("STRATEGIES", "Experiment"),
-    "notebook": ("agrees", "parameters"),
+    "notebook": ("agrees", "points"),
     "plots": (),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from .datasets import ImageSet, Split, image_set, load_dataset
     from .decomposition import Decomposition, parse_grid
     from .engines import process_pool, train_local
-    from .evaluation import confusion, interval, paired_test
+    from .evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test
     from .experiment import STRATEGIES, Experiment
     from .local import LocalCNNs
     from .model import CNNDNN
-    from .notebook import agrees, parameters
+    from .notebook import agrees, points
     from .records import Record, gather
     from .training import RECIPES, Recipe, accuracy, fit, predict, train_aggregator

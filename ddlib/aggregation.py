@@ -29,8 +29,10 @@ class DenseAggregator(nn.Module):
     """The dense network (DNN) of the CNN-DNN, the coarse problem of the two-level method (P2).
 
     Takes all N·K local probabilities and returns the logits of the global distribution: (B, N, K) → (B, K).
-    `hidden` gives the widths of its hidden layers (ours: three of 128).  It always computes in full
-    precision: it is tiny, and bf16 would round its probabilities to three digits.
+    `hidden` gives the widths of its hidden layers (ours: three of 128).  Its weights start as He et al. 2015
+    propose (ours): with PyTorch's own, smaller ones the coherent model often stays at chance level, since the
+    differences between local distributions that are all near uniform die out on their way through.  It always
+    computes in full precision: it is tiny, and bf16 would round its probabilities to three digits.
     """
 
     def __init__(self, num_subdomains: int, num_classes: int, hidden: tuple[int, ...] = (128, 128, 128)):
@@ -42,6 +44,10 @@ class DenseAggregator(nn.Module):
         for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, checks.whole("hidden", outputs, 1)), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, p: Tensor) -> Tensor:
         if tuple(_local(p).shape[1:]) != (self.num_subdomains, self.num_classes):

@@ -1,4 +1,4 @@
-"""The networks: VGG9, ResNet20/32 and a 3-D CNN, each with a width and a number of groups.
+"""The networks: VGG9, ResNet20/32, MobileNetV2 and a 3-D CNN, each with a width and a number of groups.
 
 With `groups=G` a backbone is G independent networks side by side: its input is (B, G·C, *window), group g in
 channels gC … (g+1)C, its output (B, G·K), and every convolution is grouped.  All parameters and buffers then
@@ -48,11 +48,11 @@ class Backbone(nn.Module):
         self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
         self.dims, self.groups = dims, groups
 
-    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, depthwise: bool = False) -> nn.Module:
         """A convolution without bias, padded so that stride 1 keeps the size, in each group."""
-        g = self.groups
+        g, blocks = self.groups, self.groups * (inputs if depthwise else 1)
         layer = _CONV[self.dims](
-            inputs * g, outputs * g, kernel, stride=stride, padding=kernel // 2, groups=g, bias=False
+            inputs * g, outputs * g, kernel, stride=stride, padding=kernel // 2, groups=blocks, bias=False
         )
         nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
         return layer
@@ -179,7 +179,54 @@ class CNN3D(Backbone):
         return self.head(F.relu(self.dense(self.features(x).flatten(2).mean(2))))
 
 
-BACKBONES: dict[str, type[Backbone]] = {"vgg9": VGG9, "resnet20": ResNet20, "resnet32": ResNet32, "cnn3d": CNN3D}
+class _Inverted(nn.Module):
+    """Expand by 1×1, filter each channel by 3×3, project by 1×1; a shortcut where the shape stays."""
+
+    def __init__(self, net: Backbone, inputs: int, outputs: int, stride: int, expansion: int):
+        super().__init__()
+        hidden = inputs * expansion
+        layers = [] if expansion == 1 else [net.conv(inputs, hidden, 1), net.norm(hidden), nn.ReLU6(inplace=True)]
+        layers += [net.conv(hidden, hidden, 3, stride, depthwise=True), net.norm(hidden), nn.ReLU6(inplace=True)]
+        self.layers = nn.Sequential(*layers, net.conv(hidden, outputs, 1), net.norm(outputs))
+        self.keeps = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.keeps else self.layers(x)
+
+
+class MobileNetV2(Backbone):
+    """Sandler et al. 2018, with width 32 that of the original, and strides for small images.
+
+    The first convolution and the second stage keep the size (as is common for CIFAR), and the dropout before the
+    classifier is left out, so that every engine computes the same (both ours).
+    """
+
+    stages = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        layers = [self.conv(in_channels, width), self.norm(width), nn.ReLU6(inplace=True)]
+        channels = width
+        for expansion, filters, count, stride in self.stages:
+            outputs = max(1, round(filters * width / 32))
+            for block in range(count):
+                layers.append(_Inverted(self, channels, outputs, 1 if block else stride, expansion))
+                channels = outputs
+        last = 40 * width
+        self.features = nn.Sequential(*layers, self.conv(channels, last, 1), self.norm(last), nn.ReLU6(inplace=True))
+        self.head = self.classifier(last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(2).mean(2))
+
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "vgg9": VGG9,
+    "resnet20": ResNet20,
+    "resnet32": ResNet32,
+    "mobilenet_v2": MobileNetV2,
+    "cnn3d": CNN3D,
+}
 
 
 def build(
@@ -196,7 +243,7 @@ def build(
     weights that as many single networks would, built in the same order.
 
     Args:
-        name: "vgg9", "resnet20", "resnet32" or "cnn3d"; or any callable `f(in_channels=, num_classes=, width=,
+        name: a key of `BACKBONES`; or any callable `f(in_channels=, num_classes=, width=,
             dims=)` that returns an `nn.Module` from images (B, C, *window) to logits (B, K), which cannot be
             grouped.
 

@@ -1,9 +1,12 @@
 """What the predictions on the test images say: intervals, paired tests, confusion."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -49,3 +52,27 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Any:
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(np.asarray(labels), np.asarray(predicted), labels=range(num_classes))
+
+
+def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Test accuracy in % as a table for readers: a row a decomposition, a column a strategy.
+
+    `local` is the mean over the local CNNs.  With several seeds: mean ± standard deviation over seeds (n).
+    `frame` is what `records.gather` gives.
+    """
+    point = ["dataset", "backbone", "width", "grid", "overlap", "epochs"]
+    seeds = 100 * frame.groupby([*point, "strategy", "seed"], sort=False)["test_accuracy"].mean()
+    cells = seeds.groupby([*point, "strategy"], sort=False).agg(_mean_and_deviation)
+    return cells.unstack("strategy")[list(dict.fromkeys(frame["strategy"]))].rename_axis(columns=None)
+
+
+def _mean_and_deviation(percent: "pd.Series") -> str:
+    if len(percent) == 1:
+        return f"{percent.iloc[0]:.1f}"
+    return f"{percent.mean():.1f} ± {percent.std():.1f} ({len(percent)})"
+
+
+def epochs_to_reach(accuracies: ArrayLike, target: float) -> int | None:
+    """The first epoch, counted from 1, whose accuracy is at least `target`; None when none is."""
+    reached = np.flatnonzero(np.asarray(accuracies) >= target)
+    return int(reached[0]) + 1 if len(reached) else None

@@ -1,9 +1,10 @@
 """One point of a table: data set, backbone, decomposition, strategies, seed → a record."""
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,8 @@ class Experiment:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What identifies the point, as JSON can write it."""
-        return {**asdict(self), "strategies": list(self.strategies)}
+        """What identifies the point, as JSON can write it: everything but the strategies."""
+        return {key: value for key, value in asdict(self).items() if key != "strategies"}
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of a training: `RECIPES`, with this experiment's figures."""
@@ -115,45 +116,57 @@ class Experiment:
         """Train and evaluate: a tidy frame, a row a strategy (`local`: one for each subdomain); see `record`."""
         return self.record(folder, **options).frame()
 
-    def record(
-        self,
-        folder: str | Path | None = None,
-        *,
-        reuse: bool = True,
-        progress: bool = True,
-        data: ImageSet | None = None,
-    ) -> records.Record:
+    def record(self, folder: str | Path | None = None, *, reuse: bool = True, progress: bool = True) -> records.Record:
         """Train and evaluate.
 
         Args:
             folder: where the record and, below checkpoints/, the trained models are kept; None keeps nothing.
             reuse: take a record of the very same parameters from the folder instead of training, go on from a
-                checkpoint, and share trained models with other points.  A record of other parameters has another
-                name, so none is ever overwritten by it.
-            data: the data set, where it is loaded already.
+                checkpoint, and share trained models with other points.  A record that lacks a strategy is made
+                anew with its own and the new ones; one of other parameters has another name and stays.
 
         Raises:
             ValueError: a decomposition or recipe that does not fit the images; before any training.
+            OSError: the folder cannot be written; before any training.
         """
+        experiment = self
         if folder is not None:
             folder = files.writable_folder(folder)
-            path = folder / f"{records.record_name(self.parameters)}.json"
-            if reuse and path.exists():
-                try:
-                    return records.load(path)
-                except files.DamagedFile:
-                    files.set_aside(path)
-        data = data or load_dataset(self.dataset)
+            known = _on_record(folder / f"{records.record_name(self.parameters)}.json") if reuse else None
+            if known is not None:
+                if set(self.strategies) <= set(known.strategies):
+                    return known.only(self.strategies)
+                experiment = replace(
+                    self, strategies=[s for s in STRATEGIES if s in {*self.strategies, *known.strategies}]
+                )
+        data = _loaded(self.dataset)
         data = data if self.train_size is None else data.few(self.train_size, self.seed)
         started, clock = time.time(), time.perf_counter()
-        run = _Run(self, data, folder if reuse else None, progress)
+        run = _Run(experiment, data, folder if reuse else None, progress)
         record = records.Record(self.parameters, run.rows(), run.arrays())
         record.provenance = records.provenance(
             run.device.type, choose_precision(self.precision, run.device), started, time.perf_counter() - clock
         )
         if folder is not None:
             record.save(folder)
-        return record
+        return record.only(self.strategies)
+
+
+def _on_record(path: Path) -> records.Record | None:
+    """The record, where it is there and whole; a damaged one is set aside."""
+    if not path.exists():
+        return None
+    try:
+        return records.load(path)
+    except files.DamagedFile as error:
+        warnings.warn(f"{error} It was set aside as {files.set_aside(path).name}.", stacklevel=3)
+        return None
+
+
+@lru_cache(maxsize=1)
+def _loaded(dataset: str) -> ImageSet:
+    """The points of a table mostly share their data set."""
+    return load_dataset(dataset)
 
 
 class _Run:

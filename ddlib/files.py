@@ -76,9 +76,7 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     expected, _, data = Path(path).read_bytes().partition(b"\n")
     found = checksum(data).encode()
     if found != expected:
-        raise DamagedFile(
-            f"{path} is damaged: its SHA-256 should be {expected[:64].decode(errors='replace')}, it is {found.decode()}."
-        )
+        raise DamagedFile(f"{path} is damaged: its SHA-256 should be {expected[:64]!r}, it is {found.decode()}.")
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -49,7 +50,7 @@ class Record:
     """One point of a table: one data set, backbone, decomposition and seed, with its strategies.
 
     Attributes:
-        parameters: of the `Experiment`; they identify the point.
+        parameters: of the `Experiment`, without its strategies; they identify the point.
         rows: a row a strategy (`local`: one for each subdomain), columns `ROW`.
         arrays: "labels" (n,), "predicted/STRATEGY" (n,), "predicted/local" (N, n), "history/STAGE/COLUMN" (epochs,).
         provenance: git commit, hash of the code, versions, device, threads, precision, time.
@@ -63,6 +64,15 @@ class Record:
     @property
     def name(self) -> str:
         return record_name(self.parameters)
+
+    @property
+    def strategies(self) -> list[str]:
+        return list(dict.fromkeys(row["strategy"] for row in self.rows))
+
+    def only(self, strategies: Iterable[str]) -> "Record":
+        """The same record with some of its strategies, in that order."""
+        rows = [row for strategy in strategies for row in self.rows if row["strategy"] == strategy]
+        return replace(self, rows=rows)
 
     @property
     def stale(self) -> bool:
@@ -132,13 +142,14 @@ def load_all(folder: str | Path) -> list[Record]:
     return [load(path) for path in sorted(Path(folder).rglob("*.json")) if not path.name.startswith(".")]
 
 
-def gather(folder: str | Path) -> "pd.DataFrame":
-    """All records below a folder as one tidy frame: a row a strategy, columns `ROW`, record, stale, commit."""
+def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
+    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW`, record, stale, commit."""
     import pandas as pd
 
+    found = load_all(source) if isinstance(source, (str, Path)) else source
     frames = [
         record.frame().assign(record=record.name, stale=record.stale, commit=record.provenance["commit"][:10])
-        for record in load_all(folder)
+        for record in found
     ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*ROW, "record", "stale", "commit"])
 

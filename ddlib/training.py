@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import checks, files
+from .augmentation import augment, memory_format, prepare
 from .backbones import Backbone
-from .datasets import ImageSet, Split, augment, memory_format, prepare
+from .datasets import ImageSet, Split
 from .local import LocalCNNs, softmax
 from .model import CNNDNN
 

@@ -1,0 +1,51 @@
+# Every command makes the environment that it needs, with the versions of constraints.txt, in $(VENV).
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lab notebooks lint lowest clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+RUN := runs/reproduce-$(shell date +%Y%m%d-%H%M%S)
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,data,cluster]'
+	touch $@
+
+reproduce: $(READY)  ## train the quick profile, write tables and figures to a fresh folder, compare with results/quick
+	@mkdir -p $(RUN)
+	@for name in quickstart decompositions aggregation transfer; do \
+		$(BIN)/papermill notebooks/*_$$name*.ipynb $(RUN)/$$name.ipynb --no-log-output \
+			-f notebooks/params/$${name}_digits.yaml -p output $(RUN) || exit 1; \
+	done
+	@echo "Tables, figures and executed notebooks: $(RUN)"
+	@$(BIN)/python -m ddlib compare $(RUN) results/quick
+
+test: $(READY)  ## ruff, pytest, and nbval on every notebook
+	$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval notebooks
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(READY)  ## run every notebook in place, to commit its outputs
+	DDLIB_PROGRESS=0 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	$(BIN)/ruff format -q notebooks
+
+lint: $(READY)  ## format and check code and notebooks
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lowest:  ## the tests with the lowest versions that pyproject.toml admits
+	$(MAKE) test VENV=.venv-lowest PYTEST_ADDOPTS=-q LOWEST=1
+
+clean:  ## delete caches and what 'make reproduce' wrote; the environment and results/ stay
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
