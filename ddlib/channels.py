@@ -2,14 +2,15 @@
 
     network → split → P sub-networks, trained alone → compose → the global network, trained further
 
-P3's abstract states: the width is partitioned along the channels, the depth kept; the sub-networks train alone, on
-"the corresponding decomposed samples"; recomposed, their weights initialise the global network, which can extract
-their feature maps and whose cost and accuracy they bound from both sides.  Its text was not read.  So these are ours:
-zero blocks between sub-networks, averaged logits, what the samples are (all, a share, a window), the form and proofs
-of the bounds; and which bounds P3 proves, assuming what, and how it treats batch norm could not be compared.
+Stated in P3's abstract: the width is partitioned along the channels, the depth kept; sub-networks train alone, on
+"the corresponding decomposed samples"; their weights, recomposed, initialise the global network, which can extract
+their feature maps, and whose cost and accuracy are bounded from both sides by theirs.  Ours: zero blocks between
+sub-networks, averaged logits, what the samples are (all, a share or a window), the form and proofs of the bounds.
+Not checked, for lack of P3's text: which bounds it proves, assuming what, and how it treats batch norm.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import accumulate
 
@@ -28,10 +29,10 @@ _LAYERS = (nn.Conv2d, nn.Conv3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear, Grou
 def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
     """The sub-networks of a network: of its kind and depth, each with its share of every layer's channels (P3).
 
-    Each keeps its diagonal block of every kernel; the weights between sub-networks are left out.  The classifiers are
-    multiplied by P, so that the network's logits are the average of theirs where those weights are zero (ours).
+    Each keeps its diagonal block of every kernel; what lies between the blocks is left out.  The classifiers are
+    multiplied by P, so that the network's logits are the average of theirs where all that is zero (ours).
     `split(compose(subs), widths)` is `subs`, but for the classifiers' biases, each now the mean: bit for bit where P
-    is a power of two, else but for the last bit of the classifiers' weights, since no w has P · w = x for every x.
+    is a power of two, else but for the last bit of the classifiers' weights: not every number is P times another.
 
     Args:
         parts: P, as even as possible and the wider ones first; or the width of each.
@@ -61,10 +62,10 @@ def compose(subs: Sequence[Backbone] | LocalCNNs, noise: float = 0.0) -> Backbon
     classifiers, divided by P, with the mean of the biases.  Nothing holds the blocks between sub-networks at zero:
     they receive gradients from the first step.
 
-    The feature maps of every layer are the sub-networks', side by side, in train mode as in eval: a layer sees the
-    whole image or, by induction, their maps below it, of which zero blocks let through only its own; and batch norm,
-    activation, pooling and shortcut treat each channel alone.  Nothing here depends on the image's size, so
-    sub-networks that were trained on windows compose to a network on whole images.
+    Every layer's feature maps are those of the sub-networks, side by side, in train mode as in eval: by induction a
+    kernel sees the image or their maps, of which its zero blocks let through its own, and batch norm, activation,
+    pooling and shortcut treat each channel alone.  This holds for images of any size, so that sub-networks trained on
+    windows compose to a network on whole images.
 
     Args:
         subs: sub-networks of one kind, of any widths; or the `LocalCNNs` in which they were trained.
@@ -72,10 +73,9 @@ def compose(subs: Sequence[Backbone] | LocalCNNs, noise: float = 0.0) -> Backbon
             (from torch's global random state), each layer in its own scale; 0 leaves them zero (ours).
 
     Raises:
-        ValueError: sub-networks that differ in more than their widths and weights, or a layer (named) that cannot be
-            composed.
+        ValueError: sub-networks that differ in more than width and weights; a layer (named) that cannot be split.
     """
-    subs = [subs.subnet(i) for i in range(len(subs))] if isinstance(subs, LocalCNNs) else subs
+    subs = [subs.subnet(i) for i in range(len(subs))] if isinstance(subs, LocalCNNs) else list(subs)
     checks.real("noise", noise, 0)
     _check(subs)
     network = _resized(subs[0], sum(sub.width for sub in subs), drawn=noise > 0)
@@ -94,18 +94,16 @@ def side_by_side(subs: Sequence[Backbone], windows: Decomposition | Sequence[int
     """Sub-networks of equal width as `LocalCNNs`, for `train_local` with any engine; `compose` takes them back.
 
     Args:
-        windows: one for each sub-network, so that the spatial and the channel decomposition combine; or the shape
-            of the image, where each sees all of it (ours).
+        windows: one for each, so that spatial and channel decomposition combine; or the image's shape, for all of it.
 
     Raises:
         ValueError: sub-networks that `compose` refuses, of different widths, or not as many as windows.
     """
     _check(subs)
     if not isinstance(windows, Decomposition):
-        everything = [(0, length) for length in windows]
-        windows = Decomposition.regions(windows, {f"channels {p}": everything for p in range(len(subs))})
+        windows = Decomposition.regions(windows, {f"channels {p}": [(0, n) for n in windows] for p in range(len(subs))})
     first, widths = subs[0], [sub.width for sub in subs]
-    if len(set(widths)) > 1 or len(subs) != len(windows) or first.dims != len(windows.image_shape):
+    if len({*widths}) > 1 or len(subs) != len(windows) or first.dims != len(windows.image_shape):
         raise ValueError(f"sub-networks of widths {widths} on {first.dims} axes do not fit {windows}, or one another.")
     kind = next((name for name, kind in BACKBONES.items() if kind is type(first)), type(first))
     sizes = {"in_channels": first.in_channels, "num_classes": first.num_classes}
@@ -120,7 +118,7 @@ def shares(data: Split, parts: int, seed: int = 0) -> list[Split]:
     """Deal images into P shares of equal size, each class in proportion; up to P − 1 images are left over (ours).
 
     Raises:
-        ValueError: more parts than images.
+        ValueError: more shares than images.
     """
     checks.whole(f"the number of shares of {len(data)} images", parts, 1, len(data))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.labels.device)
@@ -142,12 +140,12 @@ def feature_maps(network: Backbone, x: Tensor) -> dict[str, Tensor]:
     def keep(name: str):
         return lambda layer, inputs, output: maps.update({name: output.clone()})  # the next layer may work in place
 
-    hooks = [layer.register_forward_hook(keep(n)) for n, layer in network.named_modules() if n not in ("", "head")]
-    training = network.training
-    network.eval()(x)
-    network.train(training)
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as after:
+        after.callback(network.train, network.training)
+        for name, layer in network.named_modules():
+            if name not in ("", "head"):
+                after.callback(layer.register_forward_hook(keep(name)).remove)
+        network.eval()(x)
     return maps
 
 
@@ -161,11 +159,10 @@ def bounds(logits: Tensor, labels: Tensor) -> dict[str, float]:
     - CE ≥ mean CE_p − mean KL(q ‖ p_p) for every distribution q, here the average probability.  With l = mean log p_p,
       CE = lse(l) − l_y = lse(l) + mean CE_p, and lse(l) = log Σ q_k exp(l_k − log q_k) ≥ Σ q_k (l_k − log q_k)
       = −mean KL(q ‖ p_p) by Jensen's inequality.  And CE ≥ 0.
-    - Where all sub-networks are right, so is the composed: z_py ≥ z_pk for all p holds for the mean too, strictly
-      where one is strict.  So accuracy ≥ the share of these images ≥ 1 − Σ (1 − accuracy_p).
-    - Where one wrong class k beats y in all, z_pk > z_py, it does in the mean, and the composed network is wrong.
-
-    Neither CE ≥ min CE_p nor "wrong where all are wrong" holds for K > 2: errors that differ average out.
+    - Where all are right, so is the composed network: if z_py ≥ z_pk for all p, then in the mean, strictly where one
+      is strict.  So accuracy ≥ the share of these images ≥ 1 − Σ (1 − accuracy_p).
+    - Where one wrong class k beats y in all, z_pk > z_py, it does so in the mean: the composed network is wrong.
+      But for K > 2 neither CE ≥ min CE_p nor "wrong where all are wrong" holds: errors that differ average out.
 
     Args:
         logits: (n, P, K), or log-probabilities: `torch.stack([predict(sub, data.test) for sub in subs], 1).log()`.
@@ -181,7 +178,7 @@ def bounds(logits: Tensor, labels: Tensor) -> dict[str, float]:
     mean, q = log_p.mean(1), log_p.exp().mean(1, keepdim=True)  # (n, K), (n, 1, K)
     log_true = log_p.gather(2, labels.view(-1, 1, 1).expand(-1, log_p.shape[1], 1))  # (n, P, 1)
     cost = -log_true.squeeze(2)  # (n, P)
-    apart = (torch.special.xlogy(q, q) - q * log_p).nan_to_num(0, float("inf")).sum(2)  # (n, P), with 0 · log 0 = 0
+    apart = (torch.special.xlogy(q, q) - q * log_p).nan_to_num(0, float("inf")).sum(2)  # (n, P) KL; 0 · log 0 = 0
     low = (cost.mean(1) - apart.mean(1)).nan_to_num(0, float("inf")).clamp_min(0)  # (n,)
     figures = {
         "cross_entropy": nn.functional.cross_entropy(mean, labels),
@@ -190,24 +187,21 @@ def bounds(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "cross_entropy_highest": cost.mean(0).max(),
         "accuracy": (mean.argmax(1) == labels).double().mean(),
         "accuracy_low": (log_p.argmax(2) == labels[:, None]).all(1).double().mean(),
-        "accuracy_high": 1 - (log_p > log_true).all(1).any(1).double().mean(),
+        "accuracy_high": (log_p <= log_true).any(1).all(1).double().mean(),
     }
     return {name: figure.item() for name, figure in figures.items()}
 
 
-# ── which tensor of a sub-network lies where in the network ───────────────────────────────────────────────────
-
-
 def _matched(network: Backbone, subs: Sequence[Backbone]) -> Iterator[tuple[str, Tensor, list[Tensor], list[tuple]]]:
-    """Each tensor of a network, the sub-networks' tensors of that name, and the block where each of them lies.
+    """Each tensor of a network, the sub-networks' of that name, and the block where each of them lies.
 
-    On an axis where their sizes add up the blocks follow one another; an axis that they have in common (channels
-    of the image, pixels of a kernel, classes) belongs to every block.
+    On an axis where sizes add up the blocks follow one another; an axis in common (channels of the image, pixels of
+    a kernel, classes) belongs to every block.
     """
-    widths, structure = [sub.width for sub in subs], _structure(network)
+    widths = [sub.width for sub in subs]
     for sub in subs:
-        for layer, *_ in sorted(structure ^ _structure(sub)):
-            raise ValueError(f"layer {layer!r} cannot be split: at widths {network.width} and {sub.width} it differs.")
+        for layer, *_ in sorted(_structure(network) ^ _structure(sub)):
+            raise ValueError(f"layer {layer!r} cannot be split: another at width {sub.width} than at {network.width}.")
     states = [sub.state_dict() for sub in subs]
     for name, whole in network.state_dict().items():
         pieces, layer, axes = [state[name] for state in states], name.rpartition(".")[0], []
@@ -217,10 +211,8 @@ def _matched(network: Backbone, subs: Sequence[Backbone]) -> Iterator[tuple[str,
             elif set(sizes) == {size} and (axis > 0 or layer == "head"):
                 axes.append([slice(None)] * len(subs))
             else:
-                raise ValueError(
-                    f"layer {layer!r} cannot be split: its sizes {sizes} at widths {widths} do not add up to {size} at "
-                    f"width {network.width}; choose other widths (for MobileNetV2, multiples of 4)."
-                )
+                told = f"its sizes {sizes} at widths {widths} do not add up to {size} at width {network.width}"
+                raise ValueError(f"layer {layer!r} cannot be split: {told} (for MobileNetV2, try multiples of 4).")
         yield name, whole, pieces, [tuple(axis[p] for axis in axes) for p in range(len(subs))]
 
 
@@ -244,13 +236,11 @@ def _check(networks: Sequence[nn.Module]) -> None:
     """Refuse networks with a layer that mixes channels in its own way, and networks that do not go together."""
     for network in networks:
         for name, layer in network.named_modules():
-            known = isinstance(layer, _LAYERS) and getattr(layer, "groups", 1) in (1, getattr(layer, "in_channels", 1))
-            own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-            if own and not (known and isinstance(network, Backbone)):
-                raise ValueError(
-                    f"layer {name!r} ({type(layer).__name__}) of a {type(network).__name__} cannot be split: only full "
-                    "and depthwise convolutions, batch norms and linear layers of a Backbone with groups=1 can."
-                )
+            full = getattr(layer, "groups", 1) in (1, getattr(layer, "in_channels", 1))  # or depthwise
+            has_own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+            if has_own and not (full and isinstance(layer, _LAYERS) and isinstance(network, Backbone)):
+                told = "only convolutions (full or depthwise), batch norms and linear layers of one Backbone can be"
+                raise ValueError(f"layer {name!r} of a {type(network).__name__} cannot be split: {layer}; {told}.")
     for what, values in {
         "kind": [type(network).__name__ for network in networks],
         "image channels": [network.in_channels for network in networks],

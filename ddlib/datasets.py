@@ -1,8 +1,4 @@
-"""Image sets by name, as tensors: uint8 images and int64 labels, with what is needed to normalise and augment them.
-
-A set that is made of files is `<class>/<file>` below its folder; `readers` turns files into tensors, `downloads` gets
-them.  The registry, `DATASETS`, is at the end.
-"""
+"""Image sets as tensors, uint8 images and int64 labels, by name: the registry, `DATASETS`, is at the end."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import checks, downloads, files, readers
+from . import checks, downloads, readers
 from .downloads import Remote
 
 if TYPE_CHECKING:
@@ -52,9 +46,8 @@ class Split:
 class ImageSet:
     """A data set: `train` and `test` splits, its class names, and where it came from.
 
-    `source` is what `load_dataset` needs to load it again, on another machine, say, as JSON can write it; None when
-    it was made by hand with `image_set`.  `regions` are named windows in pixels, for `Decomposition.regions`, where
-    the images have such.
+    `source` is what `load_dataset` needs to load it again, on another machine, say, as JSON can write it; None when it
+    was made by hand with `image_set`.  `regions` are named windows for `Decomposition.regions`, where there are such.
     """
 
     name: str
@@ -79,7 +72,7 @@ class ImageSet:
     def few(self, train_size: int, seed: int = 0) -> "ImageSet":
         """The same test images with `train_size` training images drawn at random, each class in proportion."""
         checks.whole("train_size", train_size, self.num_classes, len(self.train))
-        chosen = stratified(self.train.labels, train_size / len(self.train), seed)[0]
+        chosen = readers.stratified(self.train.labels, int(train_size), seed)[0]
         train = replace(self.train, images=self.train.images[chosen], labels=self.train.labels[chosen])
         return replace(self, train=train, source=None)
 
@@ -127,6 +120,16 @@ def image_set(
     return ImageSet(name, *halves, tuple(classes), source)
 
 
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel in [0, 1], from its histogram: exact, and in little memory."""
+    level = torch.arange(256, dtype=torch.float64) / 255
+    weight = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
+    weight /= weight.sum(1, keepdim=True)
+    mean = weight @ level
+    std = (weight @ level.square() - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), std.clamp_min(1e-3).float()
+
+
 def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> ImageSet:
     """A data set by name; downloaded where it is missing and can be.
 
@@ -142,14 +145,22 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
         files.DamagedFile: a file is not what it should be, or cannot be decoded; it is named.
         ImportError: the set needs a package that is not installed; says which.
     """
-    entry = DATASETS[checks.one_of("data set", name, DATASETS)]
-    chosen = dict(entry.options)
+    entry, folder = DATASETS[checks.one_of("data set", name, DATASETS)], data_folder(root)
     for option, value in options.items():
         checks.one_of(f"option of {name}", option, entry.options)
-        chosen[option] = _checked(option, value, entry.options[option])
-    data = entry.load(data_folder(root), **chosen)
-    place = {} if root is None else {"root": str(data_folder(root).resolve())}
-    return replace(data, source={"name": name, **place, **chosen})
+        options[option] = _checked(option, value, entry)
+    options = {**entry.options, **options}
+    if entry.places:
+        place = fetch(name, root, entry.sizes.get(options.get("size")))
+    elif "path" in options and not options["path"]:
+        raise ValueError(f"{name} needs path=…, the folder that holds a sub-folder for each class.")
+    else:
+        place = folder / Path(options.get("path", "")).expanduser()
+    how = {option: value for option, value in options.items() if option not in ("path", "flip_axes")}
+    train, test, classes = entry.read(place, folder, **how)
+    source = {"name": name, **options} | ({"root": str(folder.resolve())} if root else {})
+    data = image_set(name, train, test, classes, options.get("flip_axes", entry.flip_axes), source)
+    return replace(data, regions=entry.regions and _scaled(entry.regions, entry.options["shape"], data.image_shape))
 
 
 def data_folder(root: str | Path | None = None) -> Path:
@@ -164,13 +175,12 @@ def present(name: str, root: str | Path | None = None) -> Path | None:
 
 
 def fetch(name: str, root: str | Path | None = None, place: str | None = None) -> Path:
-    """Where the files of a data set are; unpacked from an archive beside, or else downloaded, if they are not there.
+    """Where the files of a data set are; unpacked from an archive beside, or downloaded, where they are not there.
 
-    Args:
-        place: one of the entry's `places`; by default the first that is there, or the first.
+    `place` is one of the entry's `places`, where it has several.
 
     Raises:
-        ValueError: an unknown name, or a set without a place of its own.
+        ValueError: an unknown name, or a set that has no place of its own.
         FileNotFoundError: it cannot be downloaded (no network, or its source asks for a form); says what to do.
         files.DamagedFile: the download or the archive is damaged or hostile.
     """
@@ -178,50 +188,34 @@ def fetch(name: str, root: str | Path | None = None, place: str | None = None) -
     if not entry.places:
         raise ValueError(f"{name} is not fetched: it is {entry.layout}.")
     places = {place: entry.places[place]} if place else entry.places
-    for place in places:
-        if (folder / place).exists():
-            return folder / place
-    for place, remote in places.items():
-        for archive in [remote.name] if remote else [place + suffix for suffix in downloads.ARCHIVES]:
-            if (folder / archive).exists():
-                return downloads.extract(folder / archive, folder / place)
-    place, remote = next(iter(places.items()))
-    missing = f"{name} is not at {folder / place}"
-    elsewhere = f"Or let the environment variable DDLIB_DATA name the folder that holds {place}."
-    if remote is None:
-        by_hand = f"get it at {entry.source} and put it there; its layout: {entry.layout}."
-        raise FileNotFoundError(f"{missing}, and only a person can download it: {by_hand} {elsewhere}")
     try:
-        file = downloads.download(remote, folder / remote.name)
+        return downloads.bring(folder, places)
     except OSError as error:
-        raise FileNotFoundError(f"{missing}: {error} {elsewhere}") from error
-    return file if remote.name == place else downloads.extract(file, folder / place)
+        raise FileNotFoundError(
+            f"{name} is not at {folder / next(iter(places))}: {error} Its source: {entry.source}; its layout: "
+            f"{entry.layout}. The environment variable DDLIB_DATA can name the folder that holds it."
+        ) from error
 
 
 def table(root: str | Path | None = None) -> "pd.DataFrame":
-    """A row a registered set: what it is, source, licence, checksum, layout, where it is, the command to fetch it."""
+    """A row a registered set: about, source, licence, checksum, layout, present (where), fetch (the command)."""
     import pandas as pd
 
-    rows = {
-        name: {
-            "about": entry.about,
-            "source": entry.source,
-            "licence": entry.licence,
-            "checksum": next((remote.checksum for remote in entry.places.values() if remote), ""),
-            "layout": entry.layout,
-            "present": str(present(name, root) or "") if entry.places else entry.layout,
-            "fetch": f"python -m ddlib datasets fetch {name}" if entry.places else "",
-        }
-        for name, entry in DATASETS.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+    frame = pd.DataFrame({name: vars(entry) for name, entry in DATASETS.items()}).T.rename_axis("name")
+    frame["checksum"] = [", ".join(r.checksum for r in places.values() if r) for places in frame["places"]]
+    frame["present"] = [str(present(name, root) or "") for name in frame.index]
+    frame["fetch"] = [f"python -m ddlib datasets fetch {name}" for name in frame.index]
+    frame.loc[~frame["places"].astype(bool), ["present", "fetch"]] = "not needed"
+    return frame[["about", "source", "licence", "checksum", "layout", "present", "fetch"]]
 
 
-def _checked(option: str, value: Any, usual: Any) -> Any:
+def _checked(option: str, value: Any, entry: "Entry") -> Any:
     """The value of an option, as JSON can write it (a list as a tuple)."""
     match option:
-        case "path" | "patient":
-            return str(value)
+        case "path":
+            return str(value) if value else None
+        case "size" if entry.sizes and value not in entry.sizes:
+            raise ValueError(f"size must be one of {', '.join(map(str, entry.sizes))}, got {value!r}.")
         case "size":
             return checks.whole(option, value, 1)
         case "split_seed":
@@ -230,152 +224,21 @@ def _checked(option: str, value: Any, usual: Any) -> Any:
             return checks.real(option, value, 0, 1, open_low=True)
         case "grey":
             return checks.flag(option, value)
+    usual = entry.options[option]
     if not isinstance(value, (list, tuple)) or (option != "flip_axes" and len(value) != len(usual)):
         raise ValueError(f"{option} must be a list of numbers, like {list(usual)}, got {value!r}.")
-    if option == "window":
-        low, high = (checks.real(option, v, -1e6) for v in value)
-        if low >= high:
-            raise ValueError(f"window must be (low, high) with low < high, got {value!r}.")
-        return low, high
-    return tuple(checks.whole(option, v, int(option == "shape")) for v in value)
+    if option != "window":
+        return tuple(checks.whole(option, v, int(option == "shape")) for v in value)
+    low, high = (checks.real(option, v, -1e6) for v in value)
+    if low >= high:
+        raise ValueError(f"window must be (low, high) with low < high, got {value!r}.")
+    return low, high
 
 
-def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of two parts, `fraction` and the rest, with each class in proportion; both sorted."""
-    from sklearn.model_selection import train_test_split
-
-    first, second = (
-        train_test_split(range(len(labels)), train_size=fraction, stratify=labels.tolist(), random_state=seed)
-        if fraction < 1
-        else (range(len(labels)), [])
-    )
-    return torch.tensor(sorted(first)), torch.tensor(sorted(second), dtype=torch.int64)
-
-
-def split_by_group(
-    labels: Tensor, groups: Sequence[str], fraction: float, seed: int, classes: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Indices of the training and the test images, both sorted; about `fraction` of each class is for the test.
-
-    A group (the images of a patient, say) lies on one side whole.  Groups come in random order, and each goes to the
-    test side if that brings the shares of its classes there nearer to `fraction` (ours); with groups of one image
-    this is the usual stratified split.
-
-    Raises:
-        ValueError: a class would be missing on one side.
-    """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    shares = np.zeros((len(names), len(classes)))
-    np.add.at(shares, (member, labels.numpy()), 1)
-    shares /= shares.sum(0)  # of each class, in each group
-    lacking, chosen = np.full(len(classes), fraction), np.zeros(len(names), dtype=bool)
-    for group in np.random.default_rng(seed).permutation(len(names)):
-        if np.square(lacking - shares[group]).sum() < np.square(lacking).sum():
-            lacking -= shares[group]
-            chosen[group] = True
-    for side, there in {"test": chosen, "training": ~chosen}.items():
-        for label in np.flatnonzero(shares[there].sum(0) == 0):
-            raise ValueError(
-                f"class {classes[label]!r} has {int((labels == label).sum())} images of {(shares[:, label] > 0).sum()} "
-                f"patients: too few for the {side} side to have one, with a test share of {fraction}."
-            )
-    test = chosen[member]
-    return torch.from_numpy(np.flatnonzero(~test)), torch.from_numpy(np.flatnonzero(test))
-
-
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in [0, 1], from its histogram: exact, and in little memory."""
-    level = torch.arange(256, dtype=torch.float64) / 255
-    weight = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
-    weight /= weight.sum(1, keepdim=True)
-    mean = weight @ level
-    std = (weight @ level.square() - mean.square()).clamp_min(0).sqrt()
-    return mean.float(), std.clamp_min(1e-3).float()
-
-
-# ── the sets ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _digits(root: Path) -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits, 8×8, scaled to 32×32; the 20 % test half is drawn with seed 0."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    small = torch.from_numpy(raw.images).float()[:, None] * (255 / 16)
-    images = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
-    labels = torch.from_numpy(raw.target).long()
-    halves = [(images[half], labels[half]) for half in stratified(labels, 0.8, seed=0)]
-    return image_set("digits", *halves, tuple(map(str, raw.target_names)))
-
-
-def _cifar10(root: Path) -> ImageSet:
-    from torchvision.datasets import CIFAR10
-
-    place, halves = fetch("cifar10", root), []
-    for name, expected in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
-        path = place / name
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: {place} is incomplete; delete it to download it again.")
-        if (found := files.checksum(path, "md5")) != expected:
-            raise files.DamagedFile(f"{path} is damaged: its MD5 should be {expected}, it is {found}.")
-    for is_train in (True, False):
-        half = CIFAR10(place.parent, train=is_train, download=False)
-        images = torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous()
-        halves.append((images, torch.tensor(half.targets)))
-    return image_set("cifar10", *halves, tuple(half.classes), flip_axes=(1,))
-
-
-def _folders(
-    name: str,
-    root: Path,
-    *,
-    split_seed: int,
-    size: int = 0,
-    shape: tuple[int, ...] = (),
-    grey: bool = False,
-    window: tuple[float, float] = readers.CT_WINDOW,
-    path: str | None = "",
-    classes: str = "*",
-    leave_out: str | None = None,
-    test_fraction: float = 0.2,
-    patient: str = readers.PATIENT,
-    flip_axes: tuple[int, ...] = (),
-    regions: Mapping[str, Window] | None = None,
-) -> ImageSet:
-    """Photos (a shape of two axes) or NIfTI volumes (three) in `<class>/`, split by patient where names carry one."""
-    if path is None:
-        raise ValueError(f"{name} needs path=…, the folder that holds a sub-folder for each class.")
-    folder = root / Path(path).expanduser() if path else fetch(name, root)
-    shape = shape or (size, size)
-    photos = len(shape) == 2
-    listing = readers.list_classes(folder, readers.PHOTOS if photos else readers.VOLUMES, classes, leave_out)
-    groups = readers.patients(listing.paths, patient)
-    split = split_by_group(listing.labels, groups, test_fraction, split_seed, listing.classes)
-    how = {"shape": shape} | ({"grey": grey} if photos else {"window": window})
-    read = partial(readers.photo if photos else readers.volume, **how)
-    key = {"name": name, "folder": str(folder).removeprefix(str(root)), **how}
-    images = readers.cached(root, key, listing.paths, lambda: {"": readers.read_all(listing.paths, read, name)})[""]
-    halves = [(images[half], listing.labels[half]) for half in split]
-    if regions:
-        scale = [new / usual for new, usual in zip(shape, DATASETS[name].options["shape"], strict=True)]
-        scaled = lambda w: tuple((round(a * s), round(b * s)) for (a, b), s in zip(w, scale, strict=True))  # noqa: E731
-        regions = {region: scaled(window) for region, window in regions.items()}
-    return image_set(name, *halves, listing.classes, flip_axes, regions=regions)
-
-
-def _medmnist3d(name: str, root: Path, size: int, flip_axes: tuple[int, ...] = ()) -> ImageSet:
-    place = {28: f"{name}.npz", 64: f"{name}_64.npz"}.get(size)
-    if place is None:
-        raise ValueError(f"size of {name} must be 28 or 64, got {size!r}.")
-    path, remote = fetch(name, root, place), DATASETS[name].places[place]
-
-    def make() -> dict[str, Any]:
-        if wrong := remote.differs(path):
-            raise files.DamagedFile(f"{path} is damaged: {wrong}.")
-        return readers.medmnist3d(path, name, size)
-
-    content = readers.cached(root, {"name": name, "size": size}, [path], make)
-    return image_set(name, content["train"], content["test"], tuple(content["classes"]), flip_axes)
+def _scaled(regions: Mapping[str, Window], usual: Sequence[int], shape: Sequence[int]) -> dict[str, Window]:
+    """Windows on images of the `usual` shape → on images of another."""
+    scaled = {name: zip(window, shape, usual, strict=True) for name, window in regions.items()}
+    return {name: tuple((round(a * n / u), round(b * n / u)) for (a, b), n, u in w) for name, w in scaled.items()}
 
 
 # ── the registry ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -391,7 +254,6 @@ FACE_REGIONS: dict[str, Window] = {
     "mouth": ((64, 88), (16, 68)),
     "chin": ((80, 96), (16, 68)),
 }
-OWN = {"test_fraction": 0.2, "split_seed": 0, "patient": readers.PATIENT}
 
 
 @dataclass(frozen=True)
@@ -399,84 +261,90 @@ class Entry:
     """A row of the registry.
 
     Attributes:
-        load: from the data folder and the options to the image set.
-        about, source, licence, layout: for people; the layout is what the files look like.
+        read: one of `readers`: its place, the data folder, options → (train, test, classes).
         options: what it takes, with the usual values.
         places: where it lies below the data folder → what to download for that; None where only a person can.
+        sizes: for each value of the option size its place, where they have files of their own.
+        flip_axes: spatial axes along which a mirrored image is as good an example.
+        regions: named windows on images of the usual shape.
     """
 
-    load: Callable[..., ImageSet]
+    read: Callable[..., readers.Halves]
     about: str
     source: str
     licence: str
     layout: str
     options: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Remote | None] = field(default_factory=dict)
+    sizes: Mapping[int, str] = field(default_factory=dict)
+    flip_axes: tuple[int, ...] = ()
+    regions: Mapping[str, Window] | None = None
 
 
 def _medmnist(name: str, about: str, md5_64: str, md5_28: str, flip_axes: tuple[int, ...] = ()) -> Entry:
-    url, large, small = "https://zenodo.org/records/10519652/files/", f"{name}_64.npz", f"{name}.npz"
+    sums, url = {f"{name}_64.npz": md5_64, f"{name}.npz": md5_28}, "https://zenodo.org/records/10519652/files"
     return Entry(
-        partial(_medmnist3d, name, flip_axes=flip_axes),
+        partial(readers.medmnist3d, name=name),
         f"{about} (MedMNIST's training and test volumes; its validation volumes are left out)",
         "https://medmnist.com (Yang et al. 2023)",
         "CC BY 4.0",
-        f"{large}, or {small} for size=28",
+        f"{name}_64.npz, or {name}.npz for size=28",
         {"size": 64},
-        {
-            large: Remote(f"{url}{large}?download=1", f"md5:{md5_64}"),
-            small: Remote(f"{url}{small}?download=1", f"md5:{md5_28}"),
-        },
+        {file: Remote(f"{url}/{file}?download=1", f"md5:{md5}") for file, md5 in sums.items()},
+        sizes=dict(zip((64, 28), sums, strict=True)),
+        flip_axes=flip_axes,
     )
 
 
 DATASETS: dict[str, Entry] = {
     "digits": Entry(
-        _digits,
+        readers.digits,
         "handwritten digits, 1,437 + 360 of 32×32 grey",
         "scikit-learn (UCI ML, Alpaydin, Kaynak)",
         "CC BY 4.0",
         "inside scikit-learn",
     ),
     "cifar10": Entry(
-        _cifar10,
+        readers.cifar10,
         "50,000 + 10,000 of 32×32 RGB, 10 classes",
         "https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky 2009)",
         "none stated",
         "cifar-10-batches-py/, or the archive cifar-10-python.tar.gz",
         places={"cifar-10-batches-py": Remote(CIFAR10_URL, "md5:c58f30108f718f92721af3b95e74349a")},
+        flip_axes=(1,),
     ),
     "tf_flowers": Entry(
-        partial(_folders, "tf_flowers", flip_axes=(1,)),
+        readers.folders,
         "3,670 photos of 5 kinds of flowers, cut to squares, 80 % for training",
         "https://www.tensorflow.org/datasets/catalog/tf_flowers (The TensorFlow Team 2019)",
         "CC BY, by photographer in the archive's LICENSE.txt",
         "flower_photos/<class>/*.jpg, or the archive flower_photos.tgz",
         {"size": 128, "split_seed": 0},
         {"flower_photos": Remote(FLOWERS_URL, "md5:6f87fb78e9cc9ab41eff2015b380011d")},
+        flip_axes=(1,),
     ),
     "faces": Entry(
-        # Not mirrored: the window of the left eye would see the right one.
-        partial(_folders, "faces", grey=True, classes="yaleB*", leave_out="_Ambient", regions=FACE_REGIONS),
+        partial(readers.folders, grey=True, classes="yaleB*", leave_out="_Ambient"),
         "Extended Yale B, cropped: 2,414 grey faces of 38 people in 64 lightings, 80 % for training",
         "http://vision.ucsd.edu/~leekc/ExtYaleDatabase/ExtYaleB.html (Georghiades et al. 2001, Lee et al. 2005)",
         "free for research, with acknowledgement",
         "CroppedYale/yaleB*/*.pgm, or the archive CroppedYale.zip",
         {"shape": (96, 84), "split_seed": 0},
         {"CroppedYale": None},
+        regions=FACE_REGIONS,  # and no axis to flip: the left eye's window would see the right eye
     ),
     "mosmed": Entry(
-        partial(_folders, "mosmed", classes="CT-*", flip_axes=(0,)),
+        partial(readers.folders, classes="CT-*"),
         "chest CT graded by lung damage: 1,110 studies, or the 200 of the Keras example; 80 % for training",
         "https://mosmed.ai/en/datasets/covid191110/ (Morozov et al. 2020)",
         "CC BY-NC-ND 3.0",
         "mosmed/, MosMedData/ or COVID19_1110/studies/ with CT-0/*.nii.gz, CT-1/ …, or CT-0/ and CT-23/",
         {"shape": (128, 128, 64), "split_seed": 0},
         {"mosmed": None, "MosMedData": None, "COVID19_1110/studies": None},
+        flip_axes=(0,),
     ),
     "lidc_nodules": Entry(
-        # A nodule cut out of its surroundings has no left and right, front and back, up and down.
-        partial(_folders, "lidc_nodules", flip_axes=(0, 1, 2)),
+        readers.folders,
         "994 lung nodules of 551 patients, cut from CT, benign or malignant, split by patient: a stand-in for the "
         "papers' chest CT",
         "https://www.cancerimagingarchive.net/collection/lidc-idri/ (Armato et al. 2011)",
@@ -484,6 +352,7 @@ DATASETS: dict[str, Entry] = {
         "lidc_nodules/{benign,malignant}/<patient>_R_<n>.nii.gz",
         {"shape": (32, 32, 16), "split_seed": 0},
         {"lidc_nodules": None},
+        flip_axes=(0, 1, 2),  # cut out of its surroundings, a nodule has no left, front or top
     ),
     "adrenalmnist3d": _medmnist(
         "adrenalmnist3d",
@@ -505,19 +374,26 @@ DATASETS: dict[str, Entry] = {
         "a0c5a1ff56af4f155c46d46fbb45a2fe",
     ),
     "image_folder": Entry(
-        partial(_folders, "image_folder"),
+        readers.folders,
         "photos of your own, cut to squares",
         "yours",
         "yours",
-        "any folder with <class>/*, given as path=…",
-        {"path": None, "size": 128, "grey": False, "flip_axes": (1,), **OWN},
+        "any folder with <class>/*, given as path=…; files <patient>_R_<n>.* of a patient stay on one side",
+        {"path": None, "size": 128, "grey": False, "test_fraction": 0.2, "split_seed": 0, "flip_axes": (1,)},
     ),
     "volume_folder": Entry(
-        partial(_folders, "volume_folder"),
+        readers.folders,
         "NIfTI volumes of your own, clipped to a window and resampled",
         "yours",
         "yours",
-        "any folder with <class>/*.nii.gz, given as path=…",
-        {"path": None, "shape": (64, 64, 64), "window": readers.CT_WINDOW, "flip_axes": (), **OWN},
+        "any folder with <class>/*.nii.gz, given as path=…; files <patient>_R_<n>.* of a patient stay on one side",
+        {
+            "path": None,
+            "shape": (64, 64, 64),
+            "window": (-1000.0, 400.0),
+            "test_fraction": 0.2,
+            "split_seed": 0,
+            "flip_axes": (),
+        },
     ),
 }

@@ -1,8 +1,8 @@
 """Files from the network: checked, continued where they broke off, unpacked without trust.
 
-The environment variable `DDLIB_MIRROR` names another server, or a folder, that holds the same files: it replaces
-scheme and host of every address, so with `DDLIB_MIRROR=https://mirror.example.org/data` or `file:///data/mirror`
-the file of `https://host/a/b.tgz?c` comes from `https://mirror.example.org/data/a/b.tgz`.
+The environment variable `DDLIB_MIRROR` names another server, or a folder, that has the same files: it replaces scheme
+and host of every address, so that with `DDLIB_MIRROR=https://mirror.example.org/data`, or `file:///data/mirror`, the
+file of `https://host/a/b.tgz?c` comes from `https://mirror.example.org/data/a/b.tgz`.
 """
 
 import http.client
@@ -14,19 +14,19 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from . import files
 
-ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-BLOCK = 1 << 18  # bytes read at a time
+ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar")
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+BLOCK = 1 << 18  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,121 +40,120 @@ class Remote:
     def name(self) -> str:
         return PurePosixPath(urlsplit(self.url).path).name
 
-    def differs(self, path: Path) -> str:
-        """What is wrong with a copy of the file; empty where it has the published checksum."""
+    @property
+    def address(self) -> str:
+        """Where to ask: `url`, or its path below `$DDLIB_MIRROR`."""
+        mirror = os.environ.get("DDLIB_MIRROR")
+        return mirror.rstrip("/") + urlsplit(self.url).path if mirror else self.url
+
+    def check(self, path: Path, advice: str = "") -> None:
+        """Raise `files.DamagedFile` unless a copy of the file has the published checksum."""
         kind, _, expected = self.checksum.partition(":")
-        found = files.checksum(path, kind)
-        return "" if found == expected else f"its {kind.upper()} should be {expected}, it is {found}"
+        if (found := files.checksum(path, kind)) != expected:
+            raise files.DamagedFile(
+                f"{path} is damaged: its {kind.upper()} should be {expected}, it is {found}.{advice}"
+            )
+
+
+def bring(folder: Path, places: Mapping[str, Remote | None]) -> Path:
+    """The first of `places` below a folder that is there, or in an archive beside; else the first, downloaded.
+
+    An archive that a person put there is held to its own checksums, not to the published one: mirrors repack them.
+
+    Raises:
+        FileNotFoundError: there is nothing to download, or it fails.
+        files.DamagedFile: what comes, or lies there, is damaged or hostile.
+    """
+    for place in places:
+        if (folder / place).exists():
+            return folder / place
+    for place, remote in places.items():
+        for archive in [remote.name] if remote else [place + suffix for suffix in ARCHIVES]:
+            if (folder / archive).exists():
+                return extract(folder / archive, folder / place)
+    place, remote = next(iter(places.items()))
+    if remote is None:
+        raise FileNotFoundError("only a person can download it.")
+    file = download(remote, folder / remote.name)
+    return file if remote.name == place else extract(file, folder / place)
 
 
 def download(remote: Remote, target: Path, *, tries: int = 5, pause: float = 1.0) -> Path:
     """Download a file to `target`, which appears only when it is whole and has its checksum.
 
-    What has arrived is kept as `target.part`, and a later attempt, in this call or another, asks for the rest only.
-    A connection that breaks is tried again, after `pause` seconds and then twice as long each time, and given up
-    when `tries` attempts in a row have brought nothing new.  Where `target` is there already, it is only checked.
+    What has arrived is kept as `target.part`, and the next attempt, in this call or another, asks for the rest alone.
+    A connection that breaks is tried again, after `pause` seconds and then twice as long each time, and given up when
+    `tries` attempts in a row have brought nothing new.  Where `target` is there already, it is only checked.
 
     Raises:
         FileNotFoundError: the server cannot be reached or does not have the file; says what to do by hand.
-        files.DamagedFile: what came, or was there, does not have its checksum; a damaged `.part` is removed.
+        files.DamagedFile: what is there, or came, does not have its checksum; what came is removed.
     """
     part = target.with_name(f"{target.name}.part")
     files.writable_folder(target.parent)
     with _alone(target.parent):
         if target.exists():
-            if wrong := remote.differs(target):
-                raise files.DamagedFile(f"{target} is damaged: {wrong}. Delete it to download it again.")
+            remote.check(target, " Delete it to download it again.")
             return target
-        continued = part.exists()
         _complete(remote, target, part, tries, pause)
-        if continued and remote.differs(part):  # what lay there was of another file, perhaps: once more, from nothing
+        try:
+            remote.check(part, f" It came from {remote.address} and was removed.")
+        except files.DamagedFile:
             part.unlink()
-            _complete(remote, target, part, tries, pause)
-        if wrong := remote.differs(part):
-            part.unlink()
-            raise files.DamagedFile(f"the download of {mirrored(remote.url)} is damaged and was removed: {wrong}.")
+            raise
         os.replace(part, target)
     return target
 
 
-def mirrored(url: str) -> str:
-    """The address to ask: `url`, or its path below `$DDLIB_MIRROR`."""
-    mirror = os.environ.get("DDLIB_MIRROR")
-    return mirror.rstrip("/") + urlsplit(url).path if mirror else url
-
-
 def _complete(remote: Remote, target: Path, part: Path, tries: int, pause: float) -> None:
-    """Bring `part` to its full length, over as many connections as it takes."""
-    most, failures, reason = _size(part), 0, ""
-    while failures < tries:
-        if failures:
-            time.sleep(min(pause * 2 ** (failures - 1), 60))
+    """Bring `part` to its full length, over as many connections as that takes."""
+    most, failures = _size(part), 0
+    while True:
         try:
-            return _continue(mirrored(remote.url), part)
+            return _continue(remote.address, part)
         except HTTPError as error:
-            reason = f"the server answers {error.code} {error.reason}"
             if error.code == 416 and _size(part):
                 return None  # there is no rest: all of it is here
-            if error.code not in (408, 425, 429) and error.code < 500:
-                break
+            reason, final = f"the server answers {error.code} {error.reason}", error.code < 500 and error.code != 429
         except URLError as error:
-            reason = str(error.reason)
-            if not most:
-                break  # nothing has ever come: offline
-        except _BrokenOff as error:
-            reason = str(error)
+            reason, final = str(error.reason), not most  # nothing has ever come: offline
+        except (OSError, http.client.HTTPException) as error:
+            reason, final = f"{type(error).__name__}: {error}", False
         failures = 0 if _size(part) > most else failures + 1
         most = max(most, _size(part))
-    raise FileNotFoundError(
-        f"{mirrored(remote.url)} could not be downloaded ({reason}). Without a network, get {remote.url} on another "
-        f"machine and put it at {target} ({remote.checksum}); or let the environment variable DDLIB_MIRROR name a "
-        f"server or folder that has it."
-    )
+        if final or failures >= tries:
+            raise FileNotFoundError(
+                f"{remote.address} could not be downloaded ({reason}). Without a network, get {remote.url} on another "
+                f"machine and put it at {target} ({remote.checksum}); or let the environment variable DDLIB_MIRROR "
+                f"name a server or a folder that has it."
+            )
+        time.sleep(min(pause * 2**failures, 60))
 
 
-class _BrokenOff(Exception):
-    """A connection that ended before the file did."""
-
-
-def _continue(url: str, part: Path) -> None:
+def _continue(address: str, part: Path) -> None:
     """One connection: append what `part` lacks, or write it anew where the server cannot skip what is there."""
     from tqdm import tqdm
 
     have = _size(part)
     headers = {"User-Agent": "ddlib"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urlopen(Request(url, headers=headers), timeout=30)
-    except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-        raise _BrokenOff(f"{type(error).__name__}: {error}") from error
-    with answer:
+    with urlopen(Request(address, headers=headers), timeout=30) as answer:
         if getattr(answer, "status", None) != 206:
             have = 0
         elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink()
-            raise _BrokenOff(f"the server sent another range than asked: {answer.headers.get('Content-Range')}")
+            raise ConnectionError("the server sent another part than the one asked for")
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        quiet = os.environ.get("DDLIB_PROGRESS") == "0"
+        bar = {"desc": PurePosixPath(address).name, "disable": os.environ.get("DDLIB_PROGRESS") == "0"}
         with (
-            tqdm(
-                total=total, initial=have, desc=PurePosixPath(url).name, unit="B", unit_scale=True, disable=quiet
-            ) as bar,
             part.open("ab" if have else "wb") as file,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, **bar) as progress,
         ):
-            for block in _blocks(answer):
+            while block := answer.read(BLOCK):
                 file.write(block)
-                bar.update(len(block))
+                progress.update(len(block))
     if total is not None and _size(part) < total:
-        raise _BrokenOff(f"the connection was cut after {_size(part):,} of {total:,} bytes")
-
-
-def _blocks(answer: Any) -> Iterator[bytes]:
-    """What comes from the network; its errors only, not those of the disk, are a reason to try again."""
-    try:
-        while block := answer.read(BLOCK):
-            yield block
-    except (OSError, http.client.HTTPException) as error:
-        raise _BrokenOff(f"{type(error).__name__}: {error}") from error
+        raise ConnectionError(f"it was cut after {_size(part):,} of {total:,} bytes")
 
 
 def _size(path: Path) -> int:
@@ -163,7 +162,7 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in a folder, so that two workers do not download the same file together.
+    """One process at a time works in a folder, so that two workers do not download the same file into each other.
 
     Where the system cannot tell (Windows, some network disks), the checksum still keeps a mixture out.
     """
@@ -181,15 +180,12 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-# ── archives ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def extract(archive: Path, target: Path) -> Path:
     """Unpack a tar or zip archive that holds the folder `target.name`; `target` appears only when it is whole.
 
     Raises:
-        files.DamagedFile: the archive is damaged, holds no such folder, or is hostile: a member with an absolute
-            path or `..`, a link (a data set needs none), a device.  It and the member are named; nothing is left.
+        files.DamagedFile: the archive is damaged, holds no such folder, or is hostile: it has a member with an
+            absolute path or `..`, a link (data need none), a device.  Archive and member are named; nothing is left.
     """
     files.writable_folder(target.parent)
     with _alone(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{archive.name}.") as temporary:
@@ -197,7 +193,9 @@ def extract(archive: Path, target: Path) -> Path:
             return target
         try:
             (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, temporary)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+        except (*DAMAGE, OSError) as error:
+            if getattr(error, "errno", None):
+                raise  # of the disk, not of the archive
             raise files.DamagedFile(f"{archive} cannot be unpacked: {type(error).__name__}: {error}.") from error
         inside = Path(temporary) / target.name
         if not inside.is_dir():

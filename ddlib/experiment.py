@@ -54,7 +54,7 @@ class Experiment:
     Attributes:
         dataset: a key of `datasets.DATASETS`.
         backbone: a key of `backbones.BACKBONES`.
-        grid: subdomains for each axis, "2x2" or (2, 2).
+        grid: subdomains for each axis, "2x2" or (2, 2); "regions" for the named regions of the data set.
         overlap: pixels by which a window reaches past its subdomain.
         strategies: some of `STRATEGIES`; what they share is trained once.
         width: of the global CNN; each local CNN has `width / sqrt(N)`.
@@ -62,6 +62,7 @@ class Experiment:
         dense_epochs: of the dense network.
         batch_size, rate, augment, precision: see `Recipe`; transfer trains at a fifth of the rate.
         engine: "auto", "fused" or "loop", see `train_local`.
+        options: of the data set, e.g. "size=64 split_seed=1", see `load_dataset`; None for its defaults.
         train_size: train on so many images only, each class in proportion; None for all.
         seed: of the initial weights, the batches and the augmentation.
     """
@@ -79,13 +80,17 @@ class Experiment:
     augment: bool = True
     precision: str = "auto"
     engine: str = "auto"
+    options: str | None = None
     train_size: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         checks.one_of("data set", self.dataset, DATASETS)
         checks.one_of("backbone", self.backbone, BACKBONES)
-        object.__setattr__(self, "grid", "x".join(map(str, parse_grid(self.grid))))
+        if self.grid != "regions":
+            object.__setattr__(self, "grid", "x".join(map(str, parse_grid(self.grid))))
+        elif self.overlap:
+            raise ValueError(f"overlap is of grids; the regions of a data set are what they are, got {self.overlap}.")
         checks.whole("overlap", self.overlap, 0)
         object.__setattr__(self, "strategies", tuple(checks.one_of("strategy", s, STRATEGIES) for s in self.strategies))
         if not self.strategies:
@@ -100,8 +105,30 @@ class Experiment:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What identifies the point, as JSON can write it: everything but the strategies."""
-        return {key: value for key, value in asdict(self).items() if key != "strategies"}
+        """What identifies the point, as JSON can write it: all but the strategies and what is None."""
+        return {key: value for key, value in asdict(self).items() if key != "strategies" and value is not None}
+
+    @property
+    def name(self) -> str:
+        """Of its record: readable, and different for different parameters."""
+        return records.record_name(self.parameters)
+
+    def data(self) -> ImageSet:
+        """The data set, with all its training images or `train_size` of them."""
+        data = _loaded(self.dataset, self.options or "")
+        return data if self.train_size is None else data.few(self.train_size, self.seed)
+
+    def decomposition(self, data: ImageSet) -> Decomposition:
+        """The windows on the images of `data`.
+
+        Raises:
+            ValueError: a grid or overlap that does not fit the images, or a data set without named regions.
+        """
+        if self.grid != "regions":
+            return Decomposition.grid(data.image_shape, parse_grid(self.grid), self.overlap)
+        if data.regions is None:
+            raise ValueError(f"data set {data.name!r} has no named regions; give a grid like '2x2'.")
+        return Decomposition.regions(data.image_shape, data.regions)
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of a training: `RECIPES`, with this experiment's figures."""
@@ -132,15 +159,14 @@ class Experiment:
         experiment = self
         if folder is not None:
             folder = files.writable_folder(folder)
-            known = _on_record(folder / f"{records.record_name(self.parameters)}.json") if reuse else None
+            known = _on_record(folder / f"{self.name}.json") if reuse else None
             if known is not None:
                 if set(self.strategies) <= set(known.strategies):
                     return known.only(self.strategies)
                 experiment = replace(
                     self, strategies=[s for s in STRATEGIES if s in {*self.strategies, *known.strategies}]
                 )
-        data = _loaded(self.dataset)
-        data = data if self.train_size is None else data.few(self.train_size, self.seed)
+        data = self.data()
         started, clock = time.time(), time.perf_counter()
         run = _Run(experiment, data, folder if reuse else None, progress)
         record = records.Record(self.parameters, run.rows(), run.arrays())
@@ -164,9 +190,12 @@ def _on_record(path: Path) -> records.Record | None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(dataset: str) -> ImageSet:
+def _loaded(dataset: str, options: str) -> ImageSet:
     """The points of a table mostly share their data set."""
-    return load_dataset(dataset)
+    import yaml
+
+    pairs = [option.partition("=") for option in options.split()]
+    return load_dataset(dataset, **{name: yaml.safe_load(value) for name, _, value in pairs})
 
 
 class _Run:
@@ -175,7 +204,7 @@ class _Run:
     def __init__(self, experiment: Experiment, data: ImageSet, folder: Path | None, progress: bool):
         self.experiment, self.data, self.folder, self.progress = experiment, data, folder, progress
         self.device = choose_device("auto")
-        self.decomposition = Decomposition.grid(data.image_shape, parse_grid(experiment.grid), experiment.overlap)
+        self.decomposition = experiment.decomposition(data)
         self.histories: dict[str, pd.DataFrame] = {}
         self.sizes: dict[str, int] = {}
         if experiment.batch_size > len(data.train):
@@ -243,7 +272,7 @@ class _Run:
     def _stage_key(self, stage: str) -> str:
         e = self.experiment
         content = {
-            "data": [e.dataset, e.train_size, e.seed if e.train_size else None],
+            "data": [e.dataset, e.options, e.train_size, e.seed if e.train_size else None],
             "net": [e.backbone, e.width, e.seed],
             "windows": None if stage == "global" else self.decomposition.bounds,
             "recipes": {

@@ -35,6 +35,7 @@ def points(strategies: str, **given: Any) -> list[Experiment]:
             does not have (papermill itself only warns).
     """
     try:
+        names = set(given)
         lists = {one: str(given.pop(many)).split() for many, one in LISTS.items() if many in given}
         for one in ("overlap", "seed"):
             if one in lists:
@@ -42,7 +43,7 @@ def points(strategies: str, **given: Any) -> list[Experiment]:
         empty = [f"{one}s" for one, values in lists.items() if not values]
         if empty:
             raise ValueError(f"{empty[0]} must name at least one value, got an empty text.")
-        check_injected({*given, *(f"{one}s" for one in lists)})
+        check_injected(names)
         return [
             Experiment(strategies=tuple(strategies.split()), **given, **dict(zip(lists, values, strict=True)))
             for values in itertools.product(*lists.values())

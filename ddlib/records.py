@@ -42,7 +42,10 @@ ROW = {  # column → type; `gather` gives these, in this order, and then the pr
     "seconds": float,
 }
 # A change in these files can change a figure: their hash makes a record stale.
-NUMERICS = "decomposition backbones datasets local aggregation model training engines experiment".split()  # noqa: SIM905
+NUMERICS = (
+    *("decomposition", "backbones", "datasets", "readers", "augmentation", "local", "aggregation", "model"),
+    *("training", "engines", "experiment"),
+)
 
 
 @dataclass

@@ -1,0 +1,163 @@
+import pytest
+import torch
+from helpers import apart, local_cnns
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddlib import CNNDNN, Decomposition, DenseAggregator, average_probability, majority_vote
+
+
+@st.composite
+def probabilities(draw, most_subdomains=7, most_classes=5):
+    """(B, N, K) distributions with a few repeated values, so that ties happen."""
+    size = (draw(st.integers(1, 4)), draw(st.integers(1, most_subdomains)), draw(st.integers(2, most_classes)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    levels = draw(st.sampled_from([2, 4, 1000]))
+    p = torch.randint(1, 1 + levels, size, generator=generator).double()
+    return p / p.sum(2, keepdim=True)
+
+
+@given(probabilities())
+def test_average_is_the_mean(p):
+    q = average_probability(p)
+    assert q.shape == (p.shape[0], p.shape[2])
+    for b in range(p.shape[0]):
+        for k in range(p.shape[2]):
+            assert q[b, k].item() == pytest.approx(sum(p[b, n, k].item() for n in range(p.shape[1])) / p.shape[1])
+
+
+def votes_of(p):
+    """Counts of the local CNNs' most probable classes, (B, K); the first of several."""
+    counts = torch.zeros(p.shape[0], p.shape[2], dtype=torch.int64)
+    for b in range(p.shape[0]):
+        for n in range(p.shape[1]):
+            counts[b, p[b, n].tolist().index(p[b, n].max().item())] += 1
+    return counts
+
+
+@given(probabilities())
+def test_vote_against_counting(p):
+    """The most votes win; among those with the most, the highest average probability."""
+    q = majority_vote(p)
+    counts, mean = votes_of(p), p.mean(1)
+    assert q.shape == counts.shape
+    for b in range(len(p)):
+        ahead = [k for k in range(p.shape[2]) if counts[b, k] == counts[b].max()]
+        best = max(mean[b, k].item() for k in ahead)
+        assert q[b].argmax().item() in [k for k in ahead if mean[b, k].item() >= best - 1e-12]
+
+
+@given(probabilities())
+def test_shares_of_the_votes_are_ordered_like_counts_and_sum_to_one(p):
+    q, counts, mean = majority_vote(p), votes_of(p), p.mean(1)
+    assert torch.allclose(q.sum(1), torch.ones(len(p), dtype=p.dtype))
+    assert (q >= 0).all()
+    for b in range(len(p)):
+        for i in range(p.shape[2]):
+            for j in range(p.shape[2]):
+                if counts[b, i] > counts[b, j]:
+                    assert q[b, i] > q[b, j]
+                elif counts[b, i] == counts[b, j] and mean[b, i] > mean[b, j] + 1e-12:
+                    assert q[b, i] > q[b, j]
+
+
+@given(probabilities())
+def test_a_strict_majority_is_never_overturned(p):
+    counts = votes_of(p)
+    for b, winner in enumerate(majority_vote(p).argmax(1).tolist()):
+        majority = [k for k in range(p.shape[2]) if 2 * counts[b, k] > p.shape[1]]
+        assert majority in ([], [winner])
+
+
+def test_a_majority_holds_against_certainty():
+    """Two hesitant votes beat a certain one, and one certain vote wins a tie."""
+    hesitant, certain = [0.501, 0.499], [0.0, 1.0]
+    assert majority_vote(torch.tensor([[hesitant, hesitant, certain]])).argmax() == 0
+    assert majority_vote(torch.tensor([[hesitant, certain]])).argmax() == 1
+    assert average_probability(torch.tensor([[hesitant, hesitant, certain]])).argmax() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_is_kept(dtype):
+    p = torch.softmax(torch.randn(2, 3, 4, dtype=dtype), -1)
+    assert average_probability(p).dtype == majority_vote(p).dtype == dtype
+
+
+@pytest.mark.parametrize("aggregate", [average_probability, majority_vote, DenseAggregator(3, 4)])
+@pytest.mark.parametrize(
+    ("p", "told"),
+    [
+        (torch.rand(3, 4), r"\(B, N, K\).*\(3, 4\)"),
+        (torch.rand(1, 2, 3, 4), r"\(1, 2, 3, 4\)"),
+        (torch.zeros(1, 3, 4, dtype=torch.int64), r"int64"),
+    ],
+)
+def test_what_is_no_local_probability_is_refused(aggregate, p, told):
+    with pytest.raises(ValueError, match=told):
+        aggregate(p)
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (128, 128, 128)])
+def test_dense_network(hidden):
+    head = DenseAggregator(3, 4, hidden)
+    assert head(torch.rand(7, 3, 4)).shape == (7, 4)
+    widths = [12, *hidden, 4]
+    weights = [tuple(p.shape) for p in head.parameters() if p.ndim == 2]
+    assert weights == [(out, inputs) for inputs, out in zip(widths, widths[1:], strict=False)]
+    p = torch.rand(2, 3, 4)
+    assert not torch.equal(head(p), head(p.flip(1)))  # it knows which subdomain says what
+
+
+def test_dense_network_does_not_change_its_input():
+    p = torch.rand(2, 3, 4)
+    before = p.clone()
+    DenseAggregator(3, 4, hidden=())(p)
+    assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((0, 4), r"num_subdomains.*0"),
+        ((3, 1), r"num_classes.*1"),
+        ((3, 4, (8, 0)), r"hidden.*0"),
+        ((2.5, 4), r"num_subdomains.*2\.5"),
+    ],
+)
+def test_a_dense_network_that_cannot_be_is_refused(arguments, told):
+    with pytest.raises(ValueError, match=told):
+        DenseAggregator(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (2, 2, 4), (2, 3, 5)])
+def test_probabilities_of_another_size_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"\(B, 3, 4\), got \({shape[0]}, {shape[1]}, {shape[2]}\)"):
+        DenseAggregator(3, 4)(torch.rand(shape))
+
+
+def test_dense_network_computes_in_full_precision_under_autocast():
+    head, p = DenseAggregator(3, 4), torch.rand(5, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(p)
+        assert torch.nn.functional.linear(p, torch.rand(4, 4)).dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, head(p))
+
+
+@pytest.mark.parametrize(("subdomains", "classes"), [(3, 4), (4, 5)])
+def test_a_dense_network_for_other_local_cnns_is_refused(subdomains, classes):
+    local = local_cnns("vgg9", Decomposition.grid((8, 8), 2))
+    with pytest.raises(ValueError, match=rf"4 local CNNs with 4 classes.*{subdomains} subdomains and {classes} class"):
+        CNNDNN(local, DenseAggregator(subdomains, classes))
+
+
+def test_the_coherent_model_is_the_dense_network_on_local_probabilities():
+    local = local_cnns("vgg9", Decomposition.grid((8, 8), 2)).eval()
+    model = CNNDNN(local, DenseAggregator(4, 4)).eval()
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        each = torch.stack([local.subnet(i)(w).softmax(1) for i, w in enumerate(local.decomposition.cut(x))], 1)
+        assert apart(local.probabilities(x), each) < 1e-5
+        assert apart(model(x), model.head(each)) < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert local.probabilities(x).dtype == torch.float32

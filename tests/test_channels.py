@@ -1,0 +1,539 @@
+"""P3: what `split` and `compose` keep, what starts to learn, and the bounds on the composed network."""
+
+import math
+
+import pytest
+import torch
+from conftest import made_up
+from helpers import apart, assert_other_state, assert_same_state, small_net
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import ddlib
+from ddlib import Decomposition, LocalCNNs, Recipe
+from ddlib.augmentation import prepare
+from ddlib.backbones import BACKBONES, VGG9, Backbone
+from ddlib.channels import bounds, compose, feature_maps, shares, side_by_side, split
+
+KINDS = [("vgg9", 2), ("resnet20", 2), ("resnet32", 2), ("mobilenet_v2", 2)]
+KINDS += [("cnn3d", 3), ("vgg9", 3), ("resnet20", 3), ("mobilenet_v2", 3)]
+every_kind = pytest.mark.parametrize(("kind", "dims"), KINDS)
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
+QUICK = Recipe(epochs=1, batch_size=16, rate=0.02, momentum=0.0, augment=False, precision="fp32", device="cpu")
+
+
+def lived_in(net: nn.Module, seed: int) -> nn.Module:
+    """Weights and batch-norm statistics far from their start, all different."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in net.state_dict().items():
+        if value.ndim == 0:
+            value.fill_(7)
+            continue
+        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+        if name.endswith("running_var"):
+            value.copy_(0.5 + drawn.abs())
+        elif value.ndim == 1:
+            value.copy_(name.endswith("weight") + 0.3 * drawn)
+        else:
+            value.copy_(drawn * math.sqrt(2 / value[0].numel()))
+    return net
+
+
+def family(kind, dims, widths, seed=0, dtype=torch.float64, channels=2, classes=3) -> list[Backbone]:
+    sizes = {"in_channels": channels, "num_classes": classes, "dims": dims}
+    subs = [ddlib.backbones.build(kind, **sizes, width=width) for width in widths]
+    return [lived_in(sub, 100 * seed + p).to(dtype).eval() for p, sub in enumerate(subs)]
+
+
+def images(dims, size=3, seed=0, dtype=torch.float64, channels=2, length=7):
+    shape = (size, channels, *(length + axis for axis in range(dims)))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def few_steps(net, x, labels, steps=3, rate=0.05):
+    """Plain SGD."""
+    net.train()
+    for _ in range(steps):
+        net.zero_grad()
+        F.cross_entropy(net(x), labels).backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= rate * p.grad
+    return net.eval()
+
+
+def uncounted(net):
+    """Without the counters of batches, which nothing reads."""
+    for name, value in net.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            value.zero_()
+    return net
+
+
+def average(subs, x):
+    return torch.stack([sub(x) for sub in subs]).mean(0)
+
+
+def off_diagonal(tensor, widths):
+    """Mask of a (out, in, ...) kernel whose channels are shared out like `widths`."""
+    owners = [
+        torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths) * n // sum(widths))
+        for n in tensor.shape[:2]
+    ]
+    return owners[0][:, None] != owners[1]
+
+
+def kernels(net):
+    """The names of the kernels that have blocks between sub-networks: all but the first, depthwise and the last."""
+    weights = [name for name, value in net.state_dict().items() if value.ndim > 1]
+    return [name for name in weights[1:-1] if net.state_dict()[name].shape[1] > 1]
+
+
+@st.composite
+def partitions(draw, kind, most=3):
+    """Widths of sub-networks."""
+    step = 4 if kind == "mobilenet_v2" else 1
+    return [step * width for width in draw(st.lists(st.integers(1, 3 if step == 1 else 2), min_size=1, max_size=most))]
+
+
+# ── the composed network is its sub-networks ──────────────────────────────────────────────────────────────────
+
+
+@every_kind
+@settings(max_examples=5)
+@given(data=st.data(), dtype=st.sampled_from([*TOLERANCE]))
+def test_feature_maps_and_logits_are_those_of_the_subnetworks(kind, dims, data, dtype):
+    widths, seed = data.draw(partitions(kind)), data.draw(st.integers(0, 99))
+    channels, classes = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 4))
+    subs = family(kind, dims, widths, seed, dtype, channels, classes)
+    whole, x = compose(subs), images(dims, 2, seed, dtype, channels, data.draw(st.integers(4, 7)))
+    assert type(whole) is BACKBONES[kind]
+    assert (whole.width, whole.groups, whole.training) == (sum(widths), 1, False)
+    maps, theirs = feature_maps(whole, x), [feature_maps(sub, x) for sub in subs]
+    assert [*maps] == [*theirs[0]]
+    assert {name.rpartition(".")[0] for name in kernels(whole)} <= maps.keys()
+    for name, found in maps.items():
+        assert apart(found, torch.cat([m[name] for m in theirs], 1)) <= TOLERANCE[dtype], name
+    assert apart(whole(x), average(subs, x)) <= TOLERANCE[dtype]
+
+
+@every_kind
+def test_in_train_mode_too_with_the_same_batch_statistics(kind, dims):
+    subs = [sub.train() for sub in family(kind, dims, [4, 8])]
+    whole, x = compose(subs), images(dims, 4)
+    assert whole.training
+    assert apart(whole(x), average(subs, x)) < 1e-9
+    assert_same_state(whole, compose(subs), 1e-9)
+    assert all(count == 8 for name, count in whole.state_dict().items() if name.endswith("num_batches_tracked"))
+
+
+def test_feature_maps_leave_the_network_as_it_was():
+    net = family("resnet20", 2, [2])[0].train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(RuntimeError, match="channels"):
+        feature_maps(net, images(2, channels=5))
+    maps = feature_maps(net, images(2))
+    assert net.training
+    assert not any(layer._forward_hooks for layer in net.modules())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert (maps["stages.0.norm1"] < 0).any()  # what the block then overwrites in place
+    assert [*maps][-1] == "stages"
+
+
+@every_kind
+def test_kernels_are_block_diagonal(kind, dims):
+    widths = [4, 8, 4]
+    whole = compose(family(kind, dims, widths))
+    for name in kernels(whole):
+        value = whole.state_dict()[name]
+        between = off_diagonal(value, widths)
+        assert not value[between].any(), name
+        assert value[~between].all(), name
+
+
+def test_each_tensor_is_what_the_docstring_says():
+    a, b = family("mobilenet_v2", 2, [4, 8])
+    whole, (a, b) = compose([a, b]).state_dict(), (a.state_dict(), b.state_dict())
+    image, norm, depthwise = "features.0.weight", "features.1.running_var", "features.3.layers.0.weight"
+    for name in (image, norm, depthwise):
+        assert torch.equal(whole[name], torch.cat([a[name], b[name]])), name
+    assert torch.equal(whole["head.weight"], torch.cat([a["head.weight"] / 2, b["head.weight"] / 2], 1))
+    assert apart(whole["head.bias"], (a["head.bias"] + b["head.bias"]) / 2) < 1e-15
+
+
+# ── there and back ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every_kind
+@settings(max_examples=5)
+@given(data=st.data(), dtype=st.sampled_from([*TOLERANCE]))
+def test_split_undoes_compose(kind, dims, data, dtype):
+    widths, seed = data.draw(partitions(kind, 5)), data.draw(st.integers(0, 99))
+    subs = family(kind, dims, widths, seed, dtype)
+    whole = compose(subs)
+    back = split(whole, widths)
+    again = compose(back)
+    exact, unit = len(subs) in (1, 2, 4), 2 * torch.finfo(dtype).eps
+    mean = torch.stack([sub.head.bias for sub in subs]).mean(0)
+    for sub, other in zip(subs, back, strict=True):
+        assert (type(other), other.width, other.training) == (type(sub), sub.width, False)
+        assert (other.head.bias - mean).abs().max() <= unit
+        assert_same_state(other.head, nn.ParameterDict({"weight": sub.head.weight, "bias": other.head.bias}), unit)
+        if not exact:
+            other.head.weight.data.copy_(sub.head.weight)
+        other.head.bias.data.copy_(sub.head.bias)
+        assert_same_state(other, sub)
+    if not exact:
+        assert apart(again.head.weight, whole.head.weight) <= unit
+        again.head.weight.data.copy_(whole.head.weight)
+    assert_same_state(again, whole)
+
+
+@given(width=st.integers(1, 9), data=st.data())
+@settings(max_examples=20)
+def test_a_number_of_parts_is_as_even_as_possible(width, data):
+    parts = data.draw(st.integers(1, width))
+    net = family("vgg9", 2, [width])[0]
+    subs = split(net, parts)
+    widths = [sub.width for sub in subs]
+    assert len(widths) == parts
+    assert sum(widths) == width
+    assert max(widths) - min(widths) <= 1
+    assert widths == sorted(widths, reverse=True)
+    for one, other in zip(subs, split(net, tuple(widths)), strict=True):
+        assert_same_state(one, other)
+
+
+def test_split_keeps_the_diagonal_blocks_of_any_network():
+    net = family("resnet20", 2, [6])[0].train()
+    one, two = split(net, [2, 4])
+    assert torch.equal(two.stages[0].conv1.weight, net.stages[0].conv1.weight[2:, 2:])
+    assert torch.equal(one.stem[0].weight, net.stem[0].weight[:2])
+    assert torch.equal(two.stages[3].conv1.weight, net.stages[3].conv1.weight[4:, 2:])
+    assert torch.equal(one.head.weight, 2 * net.head.weight[:, :8])
+    assert torch.equal(one.head.bias, net.head.bias)
+    assert one.training
+    assert one.head.weight.requires_grad
+    one.head.weight.data.zero_()
+    assert net.head.weight.all()  # a copy
+
+
+def test_neither_draws_random_numbers():
+    net = family("vgg9", 2, [4])[0]
+    before = torch.get_rng_state()
+    compose(split(net, 2))
+    side_by_side(split(net, 2), (8, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_precision_and_device_are_kept():
+    for dtype in (torch.bfloat16, torch.float64):
+        subs = family("vgg9", 2, [2, 2], dtype=dtype)
+        assert {p.dtype for net in (compose(subs), *split(compose(subs), 2)) for p in net.parameters()} == {dtype}
+    subs = [sub.to("meta") for sub in family("resnet20", 2, [2, 2])]
+    assert {t.device.type for net in (compose(subs), *split(compose(subs), 2)) for t in net.buffers()} == {"meta"}
+
+
+# ── what lies between the sub-networks ────────────────────────────────────────────────────────────────────────
+
+
+@every_kind
+def test_the_blocks_between_subnetworks_learn(kind, dims):
+    widths = [4, 4]
+    whole = compose(family(kind, dims, widths)).train()
+    assert whole.state_dict().keys() == BACKBONES[kind](2, 3, 8, dims).state_dict().keys()  # no masks
+    few_steps(whole, images(dims, 6), torch.arange(6) % 3, steps=1)
+    assert all(p.requires_grad for p in whole.parameters())
+    for name in kernels(whole):
+        between = off_diagonal(whole.state_dict()[name], widths)
+        assert whole.get_parameter(name).grad[between].abs().max() > 0, name
+        assert whole.state_dict()[name][between].abs().max() > 0, name
+
+
+@every_kind
+def test_noise_is_a_share_of_each_layers_own_initialisation(kind, dims):
+    subs, widths = family(kind, dims, [4, 4], dtype=torch.float32), [4, 4]
+    torch.manual_seed(3)
+    fresh = BACKBONES[kind](2, 3, 8, dims).state_dict()
+    torch.manual_seed(3)
+    noisy, still = compose(subs, noise=0.1), compose(subs)
+    for name in kernels(noisy):
+        value = noisy.state_dict()[name]
+        between = off_diagonal(value, widths)
+        assert 0.07 < value[between].std() / fresh[name].std() < 0.13, name
+        assert torch.equal(value[~between], still.state_dict()[name][~between])
+    torch.manual_seed(3)
+    assert_same_state(compose(subs, noise=0.1), noisy)
+    for one, other in zip(split(noisy, 2), split(still, 2), strict=True):
+        assert_same_state(one, other)
+
+
+# ── bounds ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def assert_bounded(subs, x, labels, slack=1e-6):
+    """The composed network's own figures are those of `bounds`, and lie within."""
+    with torch.no_grad():
+        logits, own = torch.stack([sub(x) for sub in subs], 1), compose(subs).eval()(x)
+    found = bounds(logits, labels)
+    assert F.cross_entropy(own.double(), labels).item() == pytest.approx(found["cross_entropy"], rel=1e-4, abs=1e-5)
+    assert (own.argmax(1) == labels).double().mean().item() == pytest.approx(found["accuracy"], abs=1e-9)
+    costs = [F.cross_entropy(logits[:, p].double(), labels).item() for p in range(len(subs))]
+    assert found["cross_entropy_high"] == pytest.approx(sum(costs) / len(costs))
+    assert found["cross_entropy_highest"] == pytest.approx(max(costs))
+    assert_ordered(found, logits, labels, slack)
+    return found
+
+
+def assert_ordered(found, logits, labels, slack=1e-9):
+    cost = found["cross_entropy"]
+    assert 0 <= found["cross_entropy_low"] <= cost + slack
+    assert cost <= found["cross_entropy_high"] + slack <= found["cross_entropy_highest"] + 2 * slack
+    assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
+    accuracies = (logits.argmax(-1) == labels[:, None]).double().mean(0)
+    assert found["accuracy_low"] >= 1 - (1 - accuracies).sum().item() - 1e-9
+
+
+@settings(max_examples=60)
+@given(
+    size=st.tuples(st.integers(1, 30), st.integers(1, 5), st.integers(2, 6)),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e3, 1e5]),
+    alike=st.floats(0, 1),
+)
+def test_bounds_hold_for_any_logits(size, seed, scale, alike):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(size, generator=generator, dtype=torch.float64)
+    logits += alike * (logits[:, :1] - logits)
+    labels = torch.randint(0, size[2], size[:1], generator=generator)
+    found = bounds(logits, labels)
+    assert_ordered(found, logits, labels, slack=1e-9 * max(scale, 1))
+    shifted = bounds(logits.log_softmax(-1), labels)  # log-probabilities are logits
+    assert all(shifted[name] == pytest.approx(found[name], rel=1e-6, abs=1e-6) for name in found)
+
+
+def test_bounds_by_hand():
+    p = torch.tensor([[[0.4, 0.59, 0.01], [0.4, 0.01, 0.59]]])  # both wrong, each with another class
+    found = bounds(p.log(), torch.tensor([0]))
+    assert found["accuracy"] == 1
+    assert (found["accuracy_low"], found["accuracy_high"]) == (0, 1)
+    assert found["cross_entropy_high"] == pytest.approx(-math.log(0.4))
+    assert found["cross_entropy"] == pytest.approx(-math.log(0.4 / (0.4 + 2 * math.sqrt(0.0059))))
+    assert 0 < found["cross_entropy_low"] < found["cross_entropy"] < -math.log(0.4)
+    agreed = bounds(p[:, :1].expand(-1, 3, -1).log(), torch.tensor([0]))
+    assert agreed["accuracy_high"] == agreed["accuracy"] == 0
+    assert agreed["cross_entropy_low"] == pytest.approx(agreed["cross_entropy_high"])
+    certain = bounds(torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[1, 0, 0], [1, 0, 0]]]).log(), torch.tensor([0, 1]))
+    assert certain["cross_entropy_high"] == math.inf  # probabilities of 0 leave the bounds true
+    assert certain["cross_entropy_low"] == math.inf  # both are certain of the wrong class of the second image
+    assert certain["accuracy_high"] == 0.5
+
+
+@every_kind
+def test_bounds_hold_after_a_few_training_steps(kind, dims):
+    x, labels = images(dims, 12), torch.arange(12) % 3
+    subs = [
+        few_steps(sub, x, (labels + p) % 3 if p == 2 else labels) for p, sub in enumerate(family(kind, dims, [4] * 3))
+    ]
+    assert_bounded(subs, x, labels)
+
+
+def on_real_data(data, kind, width, size, recipe):
+    net = ddlib.backbones.build(kind, data.channels, data.num_classes, width)
+    local = side_by_side(split(net, 2), data.image_shape)
+    ddlib.train_local(local, data.few(size), recipe, progress=False)
+    subs = [local.subnet(i).eval() for i in range(2)]
+    x, labels = prepare(data.test.images[:500], data.test), data.test.labels[:500]
+    maps, theirs = feature_maps(compose(local), x[:50]), [feature_maps(sub, x[:50]) for sub in subs]
+    assert all(apart(maps[n], torch.cat([m[n] for m in theirs], 1)) <= 1e-5 for n in maps)
+    return assert_bounded(subs, x, labels)
+
+
+def test_digits():
+    recipe = Recipe(epochs=2, batch_size=64, rate=0.05, precision="fp32", device="cpu")
+    found = on_real_data(ddlib.load_dataset("digits"), "vgg9", 8, 1437, recipe)
+    assert found["accuracy"] > 0.5
+    assert found["cross_entropy_low"] > 0.3 * found["cross_entropy"]  # a bound that says something
+    assert found["accuracy_high"] < 1
+
+
+@pytest.mark.real_data
+def test_cifar10():
+    recipe = Recipe(epochs=1, batch_size=64, rate=0.05, precision="fp32", device="cpu")
+    found = on_real_data(ddlib.load_dataset("cifar10"), "resnet20", 8, 1000, recipe)
+    assert found["accuracy"] > 0.1
+
+
+# ── training the sub-networks ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("windows", [(12, 12), Decomposition.grid((12, 12), (1, 2), 2)], ids=["whole", "windows"])
+@pytest.mark.parametrize("kind", ["vgg9", "resnet20"])
+def test_every_engine_trains_them_alike(kind, windows, tiny):
+    subs = family(kind, 2, [2, 2], channels=3, classes=4)
+    together, apart_ = side_by_side(subs, windows), side_by_side(subs, windows)
+    assert len(together.networks) == 1
+    assert together.networks[0].groups == 2
+    for sub, other in zip(subs, (together.subnet(0), together.subnet(1)), strict=True):
+        assert_same_state(other, sub)
+    ddlib.train_local(together, tiny, QUICK, engine="fused", progress=False)
+    ddlib.train_local(apart_, tiny, QUICK, engine="loop", progress=False)
+    assert all(p.dtype == torch.float64 for local in (together, apart_) for p in local.parameters())
+    assert_same_state(uncounted(compose(together)), uncounted(compose(apart_)), 1e-9)
+    assert_other_state(compose(together), compose(subs))
+    x = prepare(tiny.test.images, tiny.test, torch.float64)
+    whole = compose(together).eval()
+    assert apart(whole(x), average([together.subnet(i).eval() for i in range(2)], x)) < 1e-9  # on whole images
+    ddlib.fit(whole, tiny, QUICK, progress=False)
+
+
+def test_volumes_and_backbones_of_ones_own(tiny3d):
+    local = side_by_side(family("cnn3d", 3, [2, 2], channels=1), tiny3d.image_shape)
+    assert compose(local).width == 4
+    other = side_by_side([Narrow(3, 4, 2), Narrow(3, 4, 2)], (12, 12))
+    ddlib.train_local(other, made_up((12, 12), 3, 32, 16), QUICK, progress=False)
+    assert compose(other).width == 4
+
+
+def test_shares(tiny):
+    split_ = tiny.train
+    for parts in (1, 3, 4):
+        dealt = shares(split_, parts, seed=1)
+        assert [len(share) for share in dealt] == [64 // parts] * parts
+        counts = torch.stack([torch.bincount(share.labels, minlength=4) for share in dealt])
+        assert counts.max() - counts.min() <= 2
+        seen = {bytes(image.numpy()) for share in dealt for image in share.images}
+        assert len(seen) == 64 // parts * parts  # nothing twice
+        assert all(torch.equal(share.mean, split_.mean) for share in dealt)
+        assert all(torch.equal(a.images, b.images) for a, b in zip(dealt, shares(split_, parts, seed=1), strict=True))
+    first, other = shares(split_, 2, seed=1)[0], shares(split_, 2, seed=2)[0]
+    assert not torch.equal(first.images, other.images)
+    subs = split(family("vgg9", 2, [4], channels=3, classes=4)[0], 2)
+    for sub, share in zip(subs, shares(split_, 2), strict=True):
+        ddlib.fit(sub, share, QUICK, progress=False)
+    assert compose(subs).width == 4
+    with pytest.raises(ValueError, match="number of shares of 64 images must be a whole number from 1 to 64, got 65"):
+        shares(split_, 65)
+
+
+# ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Narrow(VGG9):
+    """A backbone of one's own."""
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
+        Backbone.__init__(self, in_channels, num_classes, width, dims, groups)
+        self.features = nn.Sequential(self.conv(in_channels, width), *self.middle(width), nn.ReLU())
+        self.head = self.classifier(self.features_out(width))
+
+    def middle(self, width):
+        return [self.norm(width)]
+
+    def features_out(self, width):
+        return width
+
+
+class Normalised(Narrow):
+    def middle(self, width):
+        return [nn.GroupNorm(1, width)]
+
+
+class Paired(Narrow):
+    def middle(self, width):
+        return [nn.Conv2d(width, width, 3, groups=2)]
+
+
+class Fixed(Narrow):
+    def middle(self, width):
+        return [self.conv(width, 5)]
+
+    def features_out(self, width):
+        return 5
+
+
+class Deeper(Narrow):
+    def middle(self, width):
+        return [self.norm(width)] * (1 + (width > 2))
+
+
+def net(kind="vgg9", width=4, channels=3, classes=10, dims=2, **more):
+    return ddlib.backbones.build(kind, channels, classes, width, dims, **more)
+
+
+def torchvision_resnet18():
+    from torchvision.models import resnet18
+
+    return resnet18(num_classes=10)
+
+
+BAD = {
+    "more parts than channels": (lambda: split(net(), 5), "parts of 4 channels .* from 1 to 4, got 5"),
+    "no parts": (lambda: split(net(), 0), "from 1 to 4, got 0"),
+    "half a part": (lambda: split(net(), 2.5), "got 2.5"),
+    "widths that do not add up": (lambda: split(net(), [1, 2]), r"must add up to 4, got \[1, 2\]"),
+    "no widths": (lambda: split(net(), []), r"must add up to 4, got \[\]"),
+    "a width of zero": (lambda: split(net(), [4, 0]), "width must be a whole number ≥ 1, got 0"),
+    "text": (lambda: split(net(), "22"), "width must be a whole number ≥ 1, got '2'"),
+    "none": (lambda: compose([]), "agree in kind, got none"),
+    "noise": (lambda: compose([net(), net()], noise=-1), "noise must be .* at least 0, got -1"),
+    "kinds": (lambda: compose([net(), net("resnet20")]), "kind, got VGG9, ResNet20"),
+    "depths": (lambda: compose([net("resnet20"), net("resnet32")]), "kind, got ResNet20, ResNet32"),
+    "depths of one kind": (lambda: compose([Deeper(3, 4, 2), Deeper(3, 4, 3)]), "layer 'features.[23]'"),
+    "classes": (lambda: compose([net(), net(classes=7)]), "classes, got 10, 7"),
+    "image channels": (lambda: compose([net(), net(channels=1)]), "image channels, got 3, 1"),
+    "axes": (lambda: compose([net(), net(dims=3)]), "axes, got 2, 3"),
+    "precisions": (
+        lambda: compose([net(), net().double()]),
+        "precision, got torch.float.* on cpu, torch.float.* on cpu",
+    ),
+    "devices": (lambda: compose([net(), net().to("meta")]), "device and precision, got .* on (cpu|meta), .* on"),
+    "a mixed network": (lambda: split(mixed(), 2), "device and precision, got"),
+    "torchvision": (lambda: split(torchvision_resnet18(), 2), "layer 'conv1' of a ResNet cannot be split: Conv2d"),
+    "a module": (lambda: split(small_net(3, 4, 4, 2), 2), "layer '0' of a Sequential cannot be split"),
+    "modules": (lambda: compose([small_net(3, 4, 4, 2)] * 2), "layer '0' of a Sequential cannot be split"),
+    "group norm": (lambda: split(Normalised(3, 4, 4), 2), "layer 'features.1' of a Normalised cannot be split: GroupN"),
+    "grouped layer": (lambda: split(Paired(3, 4, 4), 2), "layer 'features.1' of a Paired cannot be split: Conv2d"),
+    "fixed layer": (lambda: split(Fixed(3, 4, 4), 2), r"'features.1' cannot be split: its sizes \[5, 5\] at widths"),
+    "grouped": (lambda: split(net(groups=2), 2), "layer 'features.0' of a VGG9 cannot be split"),
+    "grouped, one channel": (lambda: split(net(groups=2, channels=1, width=1), 1), "cannot be split"),
+    "odd MobileNetV2": (
+        lambda: split(net("mobilenet_v2", 12), 2),
+        r"'features.4.layers.6' .* \[4, 4\] at widths \[6, 6\]",
+    ),
+    "another shortcut": (
+        lambda: compose([net("mobilenet_v2", w) for w in (3, 5)]),
+        "'features.4' .* another at width 3 than at 8",
+    ),
+    "one more": (
+        lambda: compose([net("mobilenet_v2", w) for w in (1, 9)]),
+        "'features.3' .* another at width 1 than at 10",
+    ),
+    "unequal side by side": (lambda: side_by_side([net(), net(width=3)], (8, 8)), r"widths \[4, 3\] .* do not fit"),
+    "too few windows": (lambda: side_by_side([net()] * 3, Decomposition.grid((8, 8), (1, 2))), "do not fit"),
+    "windows of volumes": (lambda: side_by_side([net()] * 2, (8, 8, 8)), "on 2 axes do not fit"),
+    "logits": (lambda: bounds(torch.zeros(3, 4), torch.zeros(3).long()), r"needs logits \(n, P, K\)"),
+    "labels": (lambda: bounds(torch.zeros(3, 2, 4), torch.zeros(2).long()), r"got \(3, 2, 4\), \(2,\)"),
+}
+
+
+def mixed():
+    one = net()
+    one.head.double()
+    return one
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told(case):
+    attempt, told = BAD[case]
+    with pytest.raises(ValueError, match=told):
+        attempt()
+
+
+def test_local_cnns_of_ones_own_backbone_are_refused():
+    dec = Decomposition.grid((12, 12), (1, 2))
+    local = LocalCNNs(small_net, dec, in_channels=3, num_classes=4, width=4)
+    with pytest.raises(ValueError, match="layer '0' of a Sequential cannot be split"):
+        compose(local)

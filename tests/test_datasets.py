@@ -1,0 +1,303 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ddlib
+from ddlib import datasets, files, image_set, load_dataset
+from ddlib.augmentation import augment, prepare
+
+# ── sets of one's own ──
+
+
+def half(n=6, shape=(1, 4, 4), classes=3, image_type=torch.uint8, label_type=torch.int64):
+    return torch.zeros((n, *shape), dtype=image_type), (torch.arange(n) % classes).to(label_type)
+
+
+def test_an_image_set_knows_its_sizes():
+    data = image_set("mine", half(shape=(2, 4, 6)), half(4, shape=(2, 4, 6)), ("a", "b", "c"), flip_axes=[1])
+    assert (data.name, data.num_classes, data.channels, data.image_shape) == ("mine", 3, 2, (4, 6))
+    assert (len(data.train), len(data.test)) == (6, 4)
+    assert data.train.flip_axes == data.test.flip_axes == (1,)
+    assert data.source is None
+    assert image_set("mine", half(shape=(1, 4, 6, 2)), half(shape=(1, 4, 6, 2)), "abc").image_shape == (4, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        (half(image_type=torch.float32), half(), r"train images must be uint8.*float32"),
+        (half(), half(image_type=torch.int64), r"test images must be uint8.*int64"),
+        (half(shape=(4, 4)), half(), r"train images.*\(6, 4, 4\)"),
+        (half(shape=(1, 4, 4, 4, 4)), half(), r"train images.*\(6, 1, 4, 4, 4, 4\)"),
+        (half(label_type=torch.int32), half(), r"train labels must be int64.*int32"),
+        (half(), (half()[0], half(5)[1]), r"test labels.*\(6,\).*\(5,\)"),
+        (half(), (half()[0], half()[1][:, None]), r"test labels.*\(6, 1\)"),
+        (half(n=0), half(), r"at least one image"),
+        (half(classes=4), half(), r"train labels must lie in 0 … 2, got 0 … 3"),
+        (half(), (half()[0], half()[1] - 1), r"test labels must lie in 0 … 2, got -1 … 1"),
+        (half(), half(shape=(1, 4, 5)), r"same shape.*\(1, 4, 4\) and \(1, 4, 5\)"),
+        (half(), half(shape=(2, 4, 4)), r"same shape"),
+    ],
+)
+def test_what_is_no_image_set_is_refused(train, test, told):
+    with pytest.raises(ValueError, match=f"mine.*{told}"):
+        image_set("mine", train, test, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("axes", [(2,), (-1,), (0, 5)])
+def test_axes_to_flip_are_spatial(axes):
+    with pytest.raises(ValueError, match="flip_axes.*0 to 1"):
+        image_set("mine", half(), half(), "abc", flip_axes=axes)
+
+
+# ── normalising ──
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny3d"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prepared_training_images_have_mean_zero_and_deviation_one(request, name, dtype):
+    data = request.getfixturevalue(name)
+    x = prepare(data.train.images, data.train, dtype)
+    axes = [0, *range(2, x.ndim)]
+    assert x.dtype == dtype
+    assert x.shape == data.train.images.shape
+    assert x.mean(axes).abs().max() < 1e-4
+    assert (x.std(axes, correction=0) - 1).abs().max() < 1e-4
+    assert x.is_contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def test_test_images_are_prepared_with_the_statistics_of_the_training_images(tiny):
+    shape = (1, 3, 1, 1)
+    expected = (tiny.test.images / 255 - tiny.train.mean.view(shape)) / tiny.train.std.view(shape)
+    assert torch.allclose(prepare(tiny.test.images, tiny.test), expected, atol=1e-5)
+    scaled = tiny.train.images.double() / 255
+    assert torch.allclose(tiny.train.mean.double(), scaled.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(tiny.train.std.double(), scaled.std((0, 2, 3), correction=0), atol=1e-6)
+
+
+def test_a_channel_without_contrast_is_no_division_by_zero():
+    data = image_set("flat", half(), half(), "abc")
+    assert torch.equal(prepare(data.train.images, data.train), torch.zeros(6, 1, 4, 4))
+
+
+# ── augmentation ──
+
+
+def shifted(image, shift):
+    """`image` (C, *shape) with pixel p taken from p + shift; black from outside."""
+    moved = torch.zeros_like(image)
+    here, there = [slice(None)], [slice(None)]
+    for s, n in zip(shift, image.shape[1:], strict=True):
+        here.append(slice(max(0, -s), min(n, n - s)))
+        there.append(slice(max(0, s), min(n, n + s)))
+    moved[tuple(here)] = image[tuple(there)]
+    return moved
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=3),
+    st.integers(1, 3),
+    st.sampled_from([0, 1 / 8, 1 / 4, 0.5]),
+    st.integers(0, 10**6),
+    st.data(),
+)
+def test_an_augmented_image_is_a_mirrored_and_shifted_one(shape, channels, reach, seed, data):
+    flips = tuple(data.draw(st.sets(st.integers(0, len(shape) - 1))))
+    images = torch.randint(1, 256, (3, channels, *shape), generator=torch.Generator().manual_seed(seed))
+    images = images.to(torch.uint8)
+    found = augment(images, flips, torch.Generator().manual_seed(seed), reach)
+    assert found.shape == images.shape
+    assert found.dtype == torch.uint8
+    reaches = [int(n * reach) for n in shape]
+    for image, result in zip(images, found, strict=True):
+        mirrored = [image.flip([a + 1 for a in axes]) for axes in powerset(flips)]
+        moves = itertools.product(*(range(-r, r + 1) for r in reaches))
+        assert any(torch.equal(result, shifted(m, move)) for move in moves for m in mirrored)
+    again = augment(images, flips, torch.Generator().manual_seed(seed), reach)
+    assert torch.equal(again, found)
+
+
+def powerset(items):
+    return itertools.chain.from_iterable(itertools.combinations(items, n) for n in range(len(items) + 1))
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.integers(0, 10**6))
+def test_without_reach_and_axes_nothing_happens(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (4, 2, *shape), generator=generator).to(torch.uint8)
+    assert torch.equal(augment(images, (), generator, reach=0), images)
+
+
+@pytest.mark.parametrize(("shape", "flips"), [((16, 16), (1,)), ((16, 8, 8), (0, 2))])
+def test_every_shift_and_mirror_is_drawn_and_images_are_independent(shape, flips):
+    count = 4000
+    image = torch.randint(1, 256, (1, 1, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    found = augment(image.expand(count, -1, *shape), flips, torch.Generator().manual_seed(1))
+    kinds = found.flatten(1).unique(dim=0, return_counts=True)[1]
+    expected = 2 ** len(flips) * torch.tensor([2 * (n // 8) + 1 for n in shape]).prod().item()
+    assert len(kinds) == expected
+    share = count / expected
+    assert (kinds - share).abs().max() < 6 * share**0.5  # each is as likely as the others
+
+
+def test_test_images_and_labels_are_not_augmented(tiny):
+    before = tiny.train.images.clone()
+    augment(tiny.train.images, (0, 1), torch.Generator().manual_seed(0))
+    assert torch.equal(tiny.train.images, before)
+
+
+# ── digits ──
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def test_digits(digits):
+    for split, size in ((digits.train, 1437), (digits.test, 360)):
+        assert split.images.shape == (size, 1, 32, 32)
+        assert split.images.dtype == torch.uint8
+        assert split.images.max() > 250
+        assert split.labels.shape == (size,)
+        assert split.labels.dtype == torch.int64
+        shares = torch.bincount(split.labels, minlength=10) / size
+        assert (shares - 0.1).abs().max() < 0.01
+    assert digits.classes == tuple("0123456789")
+    assert digits.train.flip_axes == ()  # a mirrored 2 is no 2
+    assert digits.source == {"name": "digits"}
+
+
+def test_digits_are_the_same_each_time_and_no_image_is_on_both_sides(digits):
+    again = load_dataset(**digits.source)
+    assert torch.equal(again.train.images, digits.train.images)
+    assert torch.equal(again.test.labels, digits.test.labels)
+    train, test = (torch.unique(s.images.flatten(1), dim=0) for s in (digits.train, digits.test))
+    both = torch.cat([train, test])
+    assert len(torch.unique(both, dim=0)) == len(both)
+
+
+# ── fewer images ──
+
+
+@pytest.mark.parametrize("size", [10, 11, 12, 57, 100, 192, 718, 1400])
+def test_few_draws_just_so_many_in_proportion(digits, size):
+    few = digits.few(size)
+    assert len(few.train) == len(few.train.images) == size
+    counts = torch.bincount(few.train.labels, minlength=10)
+    expected = torch.bincount(digits.train.labels, minlength=10) * size / len(digits.train)
+    assert (counts - expected).abs().max() < 1 + 1e-9
+    assert few.test is digits.test
+    assert few.source is None
+    assert torch.equal(few.train.mean, digits.train.mean)
+
+
+def test_few_is_a_draw_by_seed(digits):
+    images = {tuple(image.flatten().tolist()) for image in digits.train.images}
+    first, again, other = digits.few(40, seed=1), digits.few(40, seed=1), digits.few(40, seed=2)
+    assert torch.equal(first.train.images, again.train.images)
+    assert not torch.equal(first.train.images, other.train.images)
+    drawn = {tuple(image.flatten().tolist()) for image in first.train.images}
+    assert len(drawn) == 40
+    assert drawn <= images
+
+
+@pytest.mark.parametrize("size", [1437, 1436, 1430])
+def test_few_can_be_nearly_all(digits, size):
+    assert len(digits.few(size).train) == size
+
+
+@pytest.mark.parametrize("size", [9, 0, -1, 1438, 2.5, "all"])
+def test_few_of_none_or_too_many_is_refused(digits, size):
+    with pytest.raises(ValueError, match=r"train_size must be a whole number from 10 to 1437") as caught:
+        digits.few(size)
+    assert repr(size) in str(caught.value)
+
+
+# ── by name ──
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("digit", "Did you mean 'digits'"), ("CIFAR10", "Allowed: .*'cifar10'"), (None, "None")]
+)
+def test_an_unknown_data_set_is_refused(name, told):
+    with pytest.raises(ValueError, match=f"unknown data set.*{told}"):
+        load_dataset(name)
+
+
+def test_an_unknown_option_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="unknown option of digits 'size'"):
+        load_dataset("digits", size=8)
+    with pytest.raises(ValueError, match="unknown option of tf_flowers 'sise'.*Did you mean 'size'"):
+        load_dataset("tf_flowers", sise=8)
+
+
+def test_where_data_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDLIB_DATA", str(tmp_path / "by variable"))
+    assert datasets.data_folder() == tmp_path / "by variable"
+    assert datasets.data_folder(tmp_path) == tmp_path
+    monkeypatch.delenv("DDLIB_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert datasets.data_folder() == tmp_path / "cache" / "ddlib"
+
+
+def test_a_missing_data_set_says_where_it_was_looked_for(tmp_path, no_download):
+    with pytest.raises(FileNotFoundError, match="DDLIB_DATA") as caught:
+        load_dataset("cifar10", root=tmp_path / "data")
+    assert str(tmp_path / "data" / "cifar-10-batches-py") in str(caught.value)
+    assert "c58f30108f718f92721af3b95e74349a" in str(caught.value)
+    assert "cs.toronto.edu" in str(caught.value)
+    assert not (tmp_path / "data" / "cifar-10-batches-py").exists()
+
+
+def test_a_damaged_file_is_named_with_its_checksum(tmp_path, no_download):
+    from torchvision.datasets import CIFAR10
+
+    place = tmp_path / "cifar-10-batches-py"
+    place.mkdir()
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list, ("batches.meta", None)]:
+        (place / name).write_bytes(b"something else")
+    found = files.checksum(b"something else", "md5")
+    with pytest.raises(files.DamagedFile, match=f"c99cafc152244af753f735de768cd75f, it is {found}") as caught:
+        load_dataset("cifar10", root=tmp_path)
+    assert str(place / "data_batch_1") in str(caught.value)
+
+
+def test_an_incomplete_data_set_is_told(tmp_path, no_download):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"data_batch_1 is missing.*incomplete"):
+        load_dataset("cifar10", root=tmp_path)
+
+
+@pytest.mark.real_data
+def test_cifar10(no_download):
+    data = load_dataset("cifar10")
+    for split, size in ((data.train, 50_000), (data.test, 10_000)):
+        assert split.images.shape == (size, 3, 32, 32)
+        assert split.images.dtype == torch.uint8
+        assert split.images.is_contiguous()
+        assert torch.bincount(split.labels).tolist() == [size // 10] * 10
+    assert data.classes[:3] == ("airplane", "automobile", "bird")
+    assert data.train.flip_axes == (1,)
+    assert data.train.labels[:5].tolist() == [6, 9, 9, 4, 1]
+    assert data.train.mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+    assert data.train.std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
+    few = data.few(1000)
+    assert torch.bincount(few.train.labels).tolist() == [100] * 10
+    x = prepare(few.train.images, few.train)
+    assert x.mean().abs() < 0.05
+
+
+def test_a_set_can_be_given_other_axes(tiny):
+    split = replace(tiny.train, flip_axes=())
+    recipe = ddlib.Recipe(epochs=1, batch_size=16, precision="fp32", device="cpu")
+    nets = []
+    for part in (tiny.train, split):
+        torch.manual_seed(0)
+        nets.append(ddlib.backbones.build("vgg9", 3, 4, 4))
+        ddlib.fit(nets[-1], part, recipe, progress=False)
+    assert not torch.equal(nets[0].head.weight, nets[1].head.weight)

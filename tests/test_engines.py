@@ -1,0 +1,243 @@
+"""Fused, one by one, in other processes: the same mathematics, so the same weights."""
+
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import Scaled, apart, assert_other_state, assert_same_state, local_cnns, small_net
+
+import ddlib
+from ddlib import Decomposition, Recipe, process_pool, train_local
+from ddlib.engines import train_part
+from ddlib.training import autocast
+
+PLAIN = Recipe(
+    epochs=1, batch_size=16, rate=0.02, momentum=0.0, weight_decay=5e-4, augment=False, precision="fp32", device="cpu"
+)
+CLIPPED = replace(PLAIN, epochs=2, momentum=0.9, clip=0.5, label_smoothing=0.1)
+AUGMENTED = replace(PLAIN, schedule="constant", augment=True, seed=3)
+GRIDS = {"2x2": (2, 0), "2x3-o2": ((2, 3), 2)}  # the second has two families of windows
+
+
+class Here(Executor):
+    """Runs a task at once, in this process; the last submitted is done first."""
+
+    def __init__(self):
+        self.tasks = []
+
+    def submit(self, task, *arguments):
+        self.tasks.append((task, arguments))
+        future = Future()
+        future.set_result(task(*arguments))
+        return future
+
+
+def trained(local, data, recipe, engine, **options):
+    history = train_local(local, data, recipe, engine=engine, progress=False, **options)
+    return local, history
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, CLIPPED, AUGMENTED], ids=["plain", "momentum-clip", "augmented"])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)], ids=["f64", "f32"])
+def test_fused_is_one_by_one(tiny, dtype, tolerance, grid, recipe):
+    dec = Decomposition.grid((12, 12), *grid)
+    make = lambda: local_cnns("vgg9", dec, channels=3, dtype=dtype)  # noqa: E731
+    fused, history = trained(make(), tiny, recipe, "fused")
+    loop, apart_history = trained(make(), tiny, recipe, "loop")
+    assert_same_state(fused, loop, tolerance)
+    assert_other_state(fused, make())
+    assert all(p.dtype == dtype for p in loop.parameters())
+    for column in ("loss", "train_accuracy", "rate"):
+        assert history[column].tolist() == pytest.approx(apart_history[column].tolist(), rel=tolerance)
+
+
+def test_fused_is_one_by_one_on_volumes(tiny3d):
+    dec = Decomposition.grid((8, 8, 4), (3, 2, 1), (1, 0, 0))
+    make = lambda: local_cnns("cnn3d", dec, dtype=torch.float64)  # noqa: E731
+    recipe = replace(PLAIN, augment=True, clip=0.3)
+    assert_same_state(trained(make(), tiny3d, recipe, "fused")[0], trained(make(), tiny3d, recipe, "loop")[0], 1e-9)
+
+
+def test_clipping_is_felt(tiny):
+    """Else the comparison above would say nothing about it."""
+    dec = Decomposition.grid((12, 12), 2)
+    recipe = replace(PLAIN, momentum=0.9)
+    clipped, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, replace(recipe, clip=0.5), "fused")
+    free, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, recipe, "fused")
+    assert_other_state(clipped, free)
+
+
+def test_one_window_is_the_global_cnn(tiny):
+    """With one subdomain the local CNN is the global CNN, in every engine."""
+    dec = Decomposition.grid((12, 12), 1)
+    torch.manual_seed(0)
+    net = ddlib.backbones.build("vgg9", 3, 4, 8).double()
+    ddlib.fit(net, tiny, PLAIN, progress=False)
+    for engine in ("fused", "loop"):
+        local, _ = trained(local_cnns("vgg9", dec, channels=3, dtype=torch.float64), tiny, PLAIN, engine)
+        assert_same_state(local.subnet(0), net, 1e-9)
+
+
+def test_history_of_networks_trained_apart(tiny):
+    dec = Decomposition.grid((12, 12), 2)
+    _, fused = trained(local_cnns("vgg9", dec, channels=3), tiny, CLIPPED, "fused")
+    _, loop = trained(local_cnns("vgg9", dec, channels=3), tiny, CLIPPED, "loop")
+    assert list(fused) == ["epoch", "loss", "train_accuracy", "rate", "seconds"]
+    assert list(loop) == [*fused, "seconds_longest"]
+    assert loop["epoch"].tolist() == [1, 2]
+    assert (loop["seconds_longest"] > 0).all()
+    assert (loop["seconds"] > loop["seconds_longest"]).all()
+    assert (loop["seconds"] <= 4 * loop["seconds_longest"] + 1e-9).all()
+
+
+def test_auto_is_fused_for_what_can_be_grouped(tiny):
+    dec = Decomposition.grid((12, 12), 2)
+    auto, history = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "auto")
+    fused, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "fused")
+    assert "seconds_longest" not in history
+    assert_same_state(auto, fused)
+
+
+def test_a_backbone_of_ones_own(tiny):
+    dec = Decomposition.grid((12, 12), (2, 3), 2)
+    make = lambda: local_cnns(small_net, dec, channels=3, dtype=torch.float64)  # noqa: E731
+    auto, history = trained(make(), tiny, CLIPPED, "auto")
+    loop, _ = trained(make(), tiny, CLIPPED, "loop")
+    fused, _ = trained(make(), tiny, CLIPPED, "fused")
+    assert "seconds_longest" in history  # auto is the loop
+    assert_same_state(auto, loop)
+    assert_same_state(fused, loop, 1e-9)
+    assert_other_state(auto, make())
+    assert_other_state(auto.subnet(0), auto.subnet(1))
+
+
+def test_a_backbone_with_a_parameter_without_axes_is_clipped_as_well(tiny):
+    dec = Decomposition.grid((12, 12), 2)
+    recipe = replace(PLAIN, clip=0.05)
+    make = lambda: local_cnns(Scaled, dec, channels=3, dtype=torch.float64)  # noqa: E731
+    fused, _ = trained(make(), tiny, recipe, "fused")
+    loop, _ = trained(make(), tiny, recipe, "loop")
+    assert_same_state(fused, loop, 1e-9)
+    before = make()
+    step = [(a - b).norm() for a, b in zip(loop.subnet(0).parameters(), before.subnet(0).parameters(), strict=True)]
+    assert torch.stack(step).norm() <= 4 * 0.05 * recipe.rate * 1.01  # four steps; decay is a hundredth of it
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with process_pool(1) as executor:
+        yield executor
+
+
+def test_other_processes_give_the_weights_of_the_loop_bit_for_bit_by_name(pool, one_thread):
+    data = ddlib.load_dataset("digits")
+    dec = Decomposition.grid((32, 32), 2)
+    recipe = replace(PLAIN, batch_size=700, augment=True)
+    here, history = trained(local_cnns("vgg9", dec, classes=10, width=4), data, recipe, "loop")
+    there, told = trained(local_cnns("vgg9", dec, classes=10, width=4), data, recipe, pool)
+    assert_same_state(there, here)
+    assert_other_state(here, local_cnns("vgg9", dec, classes=10, width=4))
+    assert list(told) == list(history)
+    assert told["loss"].tolist() == pytest.approx(history["loss"].tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("backbone", ["vgg9", small_net], ids=["vgg9", "own"])
+def test_other_processes_give_the_weights_of_the_loop_bit_for_bit_as_tensors(tiny, pool, one_thread, backbone):
+    dec = Decomposition.grid((12, 12), (2, 3), 2)
+    recipe = replace(PLAIN, augment=True, precision="auto")
+    here, _ = trained(local_cnns(backbone, dec, channels=3), tiny, recipe, "loop")
+    there, _ = trained(local_cnns(backbone, dec, channels=3), tiny, recipe, pool)
+    split, _ = trained(local_cnns(backbone, dec, channels=3), tiny.train, recipe, pool)
+    assert_same_state(there, here)
+    assert_same_state(split, here)
+
+
+def test_an_executor_gets_plain_tasks(tiny):
+    """A top-level function, a part, the data by name where they have one, the recipe."""
+    dec = Decomposition.grid((12, 12), 2)
+    here, named = Here(), replace(tiny, source={"name": "digits"})
+    with pytest.raises(ValueError, match=r"\(16, 1, 32, 32\)"):  # digits do not fit: they were loaded by name
+        trained(local_cnns("vgg9", dec, channels=3), named, PLAIN, here)
+    task, (part, data, recipe, checkpoint) = here.tasks[0]
+    assert task is train_part
+    assert len(part) == 1
+    assert data == {"name": "digits"}
+    assert recipe == PLAIN
+    assert checkpoint is None
+
+
+def test_a_data_set_from_another_folder_is_loaded_from_there(tmp_path):
+    """Its source tells a worker where the files are."""
+    assert ddlib.load_dataset("digits", root=tmp_path).source["root"] == str(tmp_path)
+
+
+def test_a_task_may_run_twice(tiny):
+    class Twice(Here):
+        def submit(self, task, *arguments):
+            super().submit(task, *arguments)
+            return super().submit(task, *arguments)
+
+    dec = Decomposition.grid((12, 12), 2)
+    local = local_cnns("vgg9", dec, channels=3)
+    start = local_cnns("vgg9", dec, channels=3)
+    again, _ = trained(local, tiny, PLAIN, Twice())
+    once, _ = trained(start, tiny, PLAIN, Here())
+    assert_same_state(again, once)
+
+
+def test_a_failed_task_is_raised(tiny):
+    dec = Decomposition.grid((12, 12), 2)
+    with pytest.raises(ValueError, match="batch_size 65 is larger"):
+        trained(local_cnns("vgg9", dec, channels=3), tiny, replace(PLAIN, batch_size=65), Here())
+
+
+def test_an_executor_shows_no_bar_when_bars_are_off(tiny, capsys, monkeypatch):
+    monkeypatch.setenv("DDLIB_PROGRESS", "0")
+    train_local(local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3), tiny, PLAIN, engine=Here())
+    train_local(local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3), tiny, PLAIN, engine="loop")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("engine", ["fused", "loop", "executor"])
+def test_training_goes_on_from_checkpoints(tiny, tmp_path, engine):
+    dec = Decomposition.grid((12, 12), 2)
+    where = Here() if engine == "executor" else engine
+    first, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, CLIPPED, where, checkpoint=tmp_path / "local.pt")
+    names = {"local.pt"} if engine == "fused" else {f"local.pt.{i}" for i in range(4)}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    other = local_cnns("vgg9", dec, channels=3, seed=5)
+    second, history = trained(other, tiny, CLIPPED, where, checkpoint=tmp_path / "local.pt")
+    assert_same_state(second, first)
+    assert len(history) == 2
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"), [("fussed", r"'fussed'.*Did you mean 'fused'"), ("processes", r"'processes'"), (None, r"None")]
+)
+def test_an_unknown_engine_is_refused(tiny, engine, told):
+    with pytest.raises(ValueError, match=told):
+        trained(local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3), tiny, PLAIN, engine)
+
+
+@pytest.mark.parametrize("arguments", [(0,), (1, 0), (1.5,)])
+def test_a_pool_needs_workers_and_threads(arguments):
+    with pytest.raises(ValueError, match=r"workers|threads"):
+        process_pool(*arguments)
+
+
+def test_bf16_is_near_fp32(tiny):
+    dec = Decomposition.grid((12, 12), 2)
+    start = local_cnns("vgg9", dec, channels=3)
+    x = ddlib.augmentation.prepare(tiny.test.images, tiny.test)
+    start.eval()
+    with torch.no_grad():
+        exact = start(x)
+        with autocast(torch.device("cpu"), "bf16", torch.float32):
+            rounded = start(x)
+    assert 0 < apart(rounded, exact) < 0.05
+    history = trained(start, tiny, replace(PLAIN, precision="bf16"), "fused")[1]
+    other = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "fused")[1]
+    assert history["loss"].tolist() == pytest.approx(other["loss"].tolist(), rel=0.02)
+    assert all(p.dtype == torch.float32 for p in start.parameters())

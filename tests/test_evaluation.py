@@ -1,0 +1,121 @@
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddlib import accuracy_table, confusion, epochs_to_reach, interval, paired_test
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_interval_contains_the_share(total, data):
+    right = data.draw(st.integers(0, total))
+    low, high = interval(right, total)
+    assert 0 <= low <= right / total + 1e-12
+    assert right / total - 1e-12 <= high <= 1
+    wide = interval(right, total, confidence=0.99)
+    assert wide[0] <= low + 1e-12
+    assert wide[1] >= high - 1e-12
+    mirrored = interval(total - right, total)
+    assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]))
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_interval_is_wilsons(total, data):
+    right, z = data.draw(st.integers(0, total)), 1.959963984540054
+    share = right / total
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    reach = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    assert interval(right, total) == pytest.approx((centre - reach, centre + reach), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "expected"),
+    [(50, 100, (0.4038, 0.5962)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (8, 10, (0.4902, 0.9433))],
+)
+def test_known_intervals(right, total, expected):
+    assert interval(right, total) == pytest.approx(expected, abs=1e-4)
+
+
+def exact(b, c):
+    """Two-sided: both tails of the binomial distribution with one half."""
+    n, k = b + c, min(b, c)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
+def test_paired_test_against_counting(rows):
+    labels, a, b = (list(column) for column in zip(*rows, strict=True))
+    found = paired_test(labels, np.array(a), b)
+    only_a = sum(x == y != z for y, x, z in rows)
+    only_b = sum(z == y != x for y, x, z in rows)
+    assert (found.n, found.only_a, found.only_b) == (len(rows), only_a, only_b)
+    share = [sum(x == y for x, y in zip(c, labels, strict=True)) / len(rows) for c in (a, b)]
+    assert found.difference == pytest.approx(share[0] - share[1])
+    assert found.p_value == pytest.approx(exact(only_a, only_b))
+    swapped = paired_test(labels, b, a)
+    assert swapped.p_value == pytest.approx(found.p_value)
+    assert swapped.difference == pytest.approx(-found.difference)
+
+
+@pytest.mark.parametrize(("b", "c", "p"), [(1, 9, 0.021484375), (0, 5, 0.0625), (5, 5, 1.0), (0, 0, 1.0)])
+def test_known_paired_tests(b, c, p):
+    labels = np.zeros(20, dtype=int)
+    first, second = labels.copy(), labels.copy()
+    second[:b], first[b : b + c] = 1, 1
+    first[15:], second[15:] = 1, 2  # both wrong: of no account
+    assert paired_test(labels, first, second) == pytest.approx((20, b, c, (b - c) / 20, p))
+
+
+def test_arrays_of_other_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"\(3,\), \(3,\), \(2,\)"):
+        paired_test([0, 1, 2], [0, 1, 2], [0, 1])
+    with pytest.raises(ValueError, match="one length"):
+        paired_test([[0]], [[0]], [[0]])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
+def test_confusion_against_counting(pairs):
+    labels, predicted = (np.array(column) for column in zip(*pairs, strict=True))
+    table = confusion(labels, predicted, 5)
+    assert table.shape == (5, 5)
+    for i, j in itertools.product(range(5), range(5)):
+        assert table[i, j] == pairs.count((i, j))
+    assert table.sum(1).tolist() == np.bincount(labels, minlength=5).tolist()
+    assert table.sum(0).tolist() == np.bincount(predicted, minlength=5).tolist()
+
+
+def test_epochs_to_reach():
+    assert epochs_to_reach([0.2, 0.5, 0.4, 0.9], 0.5) == 2
+    assert epochs_to_reach([0.2, 0.5], 0.6) is None
+    assert epochs_to_reach([0.7], 0.1) == 1
+    assert epochs_to_reach([], 0.1) is None
+
+
+def test_accuracy_table():
+    point = {"dataset": "d", "backbone": "b", "width": 8, "overlap": 0, "epochs": 1}
+    rows = [
+        {**point, "grid": grid, "strategy": strategy, "subdomain": sub, "seed": seed, "test_accuracy": accuracy}
+        for grid, strategy, sub, seed, accuracy in [
+            ("2x2", "local", "0,0", 0, 0.2),
+            ("2x2", "local", "0,1", 0, 0.4),
+            ("2x2", "local", "0,0", 1, 0.4),
+            ("2x2", "local", "0,1", 1, 0.6),
+            ("2x2", "average", "", 0, 0.5),
+            ("2x2", "average", "", 1, 0.7),
+            ("1x2", "average", "", 0, 0.123),
+            ("1x2", "local", "0,0", 0, 0.1),
+        ]
+    ]
+    table = accuracy_table(pd.DataFrame(rows)).reset_index()
+    assert list(table)[-2:] == ["local", "average"]
+    cells = {(row["grid"], name): row[name] for _, row in table.iterrows() for name in ("local", "average")}
+    assert cells == {
+        ("2x2", "local"): "40.0 ± 14.1 (2)",
+        ("2x2", "average"): "60.0 ± 14.1 (2)",
+        ("1x2", "local"): "10.0",
+        ("1x2", "average"): "12.3",
+    }

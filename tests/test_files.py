@@ -1,0 +1,129 @@
+import errno
+import os
+import stat
+
+import pytest
+import torch
+
+from ddlib import files
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\xff", "grün ± 1\n", "x" * 100_000], ids=["empty", "bytes", "text", "long"])
+def test_what_is_written_is_read(tmp_path, data):
+    path = files.write_atomically(tmp_path / "a" / "b" / "file", data)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()], ids=["full", "interrupted"])
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch, step, error):
+    path = files.write_atomically(tmp_path / "file", "old")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(files.os, step, fail)
+    with pytest.raises(type(error)):
+        files.write_atomically(path, "new" * 1000)
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    steps = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(files.os, name, lambda *a, name=name, real=real: (steps.append(name), real(*a))[1])
+    files.write_atomically(tmp_path / "file", "new")
+    assert steps == ["fsync", "replace"]
+
+
+def test_tensors_come_back(tmp_path):
+    content = {
+        "weights": {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.tensor(2.5, dtype=torch.float64)},
+        "bf16": torch.randn(3).bfloat16(),
+        "last": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "history": [{"epoch": 1, "loss": 0.25}],
+        "text": "grün",
+        "none": None,
+    }
+    found = files.load_tensors(files.save_tensors(tmp_path / "x.pt", content))
+    assert found.keys() == content.keys()
+    for key, value in content["weights"].items():
+        assert torch.equal(found["weights"][key], value)
+        assert found["weights"][key].dtype == value.dtype
+    assert torch.equal(found["bf16"], content["bf16"])
+    assert torch.equal(found["last"], content["last"])
+    assert found["last"].is_contiguous(memory_format=torch.channels_last)
+    assert {k: found[k] for k in ("history", "text", "none")} == {k: content[k] for k in ("history", "text", "none")}
+
+
+def test_every_changed_byte_is_found(tmp_path):
+    path = files.save_tensors(tmp_path / "x.pt", {"a": torch.arange(6)})
+    data = path.read_bytes()
+    for place in [*range(0, 66), *range(66, len(data), 97), len(data) - 1]:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :])
+        with pytest.raises(files.DamagedFile, match="x.pt is damaged") as caught:
+            files.load_tensors(path)
+        assert files.checksum(data.partition(b"\n")[2])[:8] in str(caught.value) or place < 66
+    for length in (0, 10, 64, 65, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(files.DamagedFile, match="x.pt is damaged"):
+            files.load_tensors(path)
+
+
+def test_a_file_that_is_not_there_is_not_a_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        files.load_tensors(tmp_path / "x.pt")
+
+
+def test_set_aside_never_overwrites(tmp_path):
+    for number in range(3):
+        path = tmp_path / "model.pt"
+        path.write_text(str(number))
+        away = files.set_aside(path)
+        assert away.name == f"model.pt.damaged-{number}"
+        assert not path.exists()
+    assert [(tmp_path / f"model.pt.damaged-{n}").read_text() for n in range(3)] == ["0", "1", "2"]
+
+
+def test_checksums(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert files.checksum(b"abc") == files.checksum(tmp_path / "abc")
+    assert files.checksum(b"abc").startswith("ba7816bf8f01cfea")
+    assert files.checksum(b"abc", "md5") == files.checksum(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
+
+
+def test_a_folder_is_made_and_tried(tmp_path):
+    folder = files.writable_folder(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert list(folder.iterdir()) == []
+    assert files.writable_folder(str(folder)) == folder
+
+
+@pytest.mark.parametrize("below", ["file", "file/deep/er"])
+def test_a_folder_that_cannot_be_is_named(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="output folder cannot be written") as caught:
+        files.writable_folder(tmp_path / below)
+    assert str(tmp_path / below) in str(caught.value)
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=r"cannot be written \(Permission denied\)") as caught:
+        files.writable_folder(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_relative_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    before = files.resolve("results/x")
+    monkeypatch.chdir(tmp_path)
+    assert files.resolve("results/x") == before
+    assert files.resolve(tmp_path / "x") == tmp_path / "x"

@@ -1,0 +1,208 @@
+"""What holds for the package as a whole: its floors, its size, what it imports, its two lists of requirements."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ddlib
+
+pytest_plugins = ("pytester",)
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(ddlib.__file__).parent
+MODULES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__init__")
+
+FLOORS = [
+    {"checks", "files"},
+    {"decomposition", "backbones", "datasets", "downloads", "readers", "augmentation"},
+    {"local", "aggregation", "channels"},
+    {"model", "training"},
+    {"engines", "distributed", "evaluation"},
+    {"records", "experiment", "plots"},
+    {"notebook", "sweep", "__main__"},
+]
+# The steps within a floor.
+BESIDE = {
+    ("datasets", "downloads"),
+    ("datasets", "readers"),
+    ("augmentation", "datasets"),
+    ("channels", "local"),
+    ("training", "model"),
+    ("experiment", "records"),
+    ("plots", "records"),
+    ("sweep", "notebook"),
+    ("__main__", "notebook"),
+    ("__main__", "sweep"),
+}
+
+
+def imported(name):
+    """Modules of ddlib that a file imports anywhere, also inside functions and for type checkers."""
+    for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "ddlib":
+            yield (node.module.split(".") + ["__init__"])[1]
+        elif isinstance(node, ast.Import):
+            yield from [(a.name.split(".") + ["__init__"])[1] for a in node.names if a.name.split(".")[0] == "ddlib"]
+
+
+def floor(name):
+    return next((number for number, names in enumerate(FLOORS) if name in names), None)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_imports_from_floors_below(name):
+    assert floor(name) is not None, f"ddlib/{name}.py has no floor"
+    for other in set(imported(name)):
+        assert floor(other) is not None, f"ddlib/{name}.py imports {other}"
+        assert floor(other) < floor(name) or (name, other) in BESIDE, f"{name} → {other}"
+
+
+def test_nothing_goes_in_circles():
+    graph = {name: set(imported(name)) for name in MODULES}
+    while graph:
+        free = [name for name, needs in graph.items() if not needs & graph.keys()]
+        assert free, f"circular imports among {sorted(graph)}"
+        for name in free:
+            del graph[name]
+
+
+@pytest.mark.parametrize("name", ["__init__", *MODULES])
+def test_a_file_can_be_read_to_its_end(name):
+    assert len((HERE / f"{name}.py").read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", ddlib.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(ddlib, name) is not None
+    assert name in dir(ddlib)
+
+
+def test_every_public_name_says_what_it_is():
+    for name in ddlib.__all__:
+        thing = getattr(ddlib, name)
+        assert not callable(thing) or (thing.__doc__ or "").strip(), name
+
+
+def test_type_checkers_see_the_same_names():
+    seen = set()
+    for node in ast.walk(ast.parse((HERE / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            seen |= {alias.asname or alias.name for alias in node.names}
+    shown = {name for name in ddlib.__all__ if name not in MODULES}
+    assert shown <= seen
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ddlib.nothing
+
+
+def test_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ddlib.__version__)
+
+
+def test_importing_is_light():
+    """Neither the package nor the names that every training needs pull in the slow libraries."""
+    code = (
+        "import sys, ddlib\n"
+        "heavy = ('pandas', 'matplotlib', 'torchvision', 'sklearn', 'scipy')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "ddlib.Decomposition, ddlib.LocalCNNs, ddlib.Recipe, ddlib.train_local, ddlib.Experiment, ddlib.load_dataset\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]
+
+
+# ── requirements ──
+
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def split(line):
+    name, bound = re.fullmatch(r"([A-Za-z0-9_.-]+)\s*(.*)", line).groups()
+    return CONDA.get(name, name), bound.replace(" ", "")
+
+
+def test_conda_and_pip_are_told_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = dict(map(split, [*project["dependencies"], *(line for lines in extras.values() for line in lines)]))
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    lines = [line for line in conda["dependencies"] if isinstance(line, str)]
+    for section in conda["dependencies"]:
+        if isinstance(section, dict):
+            lines += [line for line in section["pip"] if not line.startswith("-e")]
+    given = dict(map(split, lines))
+    assert given.pop("python") == project["requires-python"] == ">=3.11"
+    given.pop("pip", None)
+    assert given == asked
+    assert all(bound.startswith(">=") for bound in asked.values())
+    assert conda["channels"] == ["conda-forge"]
+
+
+def test_lower_bounds_admit_what_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    number = lambda text: tuple(int(part) for part in re.match(r"[\d.]*\d", text)[0].split("."))  # noqa: E731
+    for line in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        name, bound = line.split(">=")
+        assert number(version(name)) >= number(bound), line
+
+
+def third_party():
+    for path in HERE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from [(alias.name.split(".")[0], path.name) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.split(".")[0], path.name
+
+
+def test_whatever_is_imported_is_required():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    known = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines} | {"ddlib"}
+    names = {"sklearn": "scikit_learn", "yaml": "pyyaml", "IPython": "jupyterlab", "PIL": "torchvision"}
+    for name, where in third_party():
+        if name not in sys.stdlib_module_names:
+            assert names.get(name, name) in known, f"{where} imports {name}"
+
+
+# ── the rule for tests on real data ──
+
+
+@pytest.mark.parametrize(("folder", "outcomes"), [(None, {"skipped": 2}), ("somewhere", {"passed": 1, "failed": 1})])
+def test_a_skipped_test_on_real_data_fails_where_there_are_data(pytester, monkeypatch, folder, outcomes):
+    if folder is None:
+        monkeypatch.delenv("DDLIB_DATA", raising=False)
+    else:
+        monkeypatch.setenv("DDLIB_DATA", folder)
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.real_data
+        def test_one():
+            pass
+
+        @pytest.mark.real_data
+        def test_two():
+            pytest.skip("not now")
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", "--strict-markers")
+    result.assert_outcomes(**outcomes)
+    if folder is None:
+        result.stdout.fnmatch_lines(["*set DDLIB_DATA*"])
+    else:
+        result.stdout.fnmatch_lines(["*was skipped although DDLIB_DATA is set*"])
