@@ -16,6 +16,7 @@ _HOME = {
     "datasets": ("ImageSet", "Split", "image_set", "load_dataset"),
     "local": ("LocalCNNs",),
     "aggregation": ("DenseAggregator", "average_probability", "majority_vote"),
+    "channels": (),
     "model": ("CNNDNN",),
     "training": ("RECIPES", "Recipe", "accuracy", "fit", "predict", "train_aggregator"),
     "engines": ("process_pool", "train_local"),

@@ -20,13 +20,24 @@ EXAMPLES = """examples:
 """
 
 
+def print_datasets(root: str | None) -> None:
+    from . import datasets as sets
+
+    for name, row in sets.table(root).iterrows():
+        there = {"": "missing", "not needed": "no files needed"}.get(row["present"], row["present"])
+        print(f"{name}: {there}\n  {row['about']}\n  source {row['source']}; licence: {row['licence']}")
+        print(f"  layout: {row['layout']}" + (f"\n  checksum: {row['checksum']}" if row["checksum"] else ""))
+        if not row["present"]:
+            print(f"  fetch: {row['fetch']}")
+
+
 def datasets(options: argparse.Namespace) -> int:
     from . import datasets as sets
 
     if options.fetch is None:
-        print(sets.table(options.root).to_string(index=False))
+        print_datasets(options.root)
         return 0
-    sets.fetch(options.fetch, options.root)
+    print(sets.fetch(options.fetch, options.root))
     return 0
 
 
@@ -67,7 +78,7 @@ def bench(options: argparse.Namespace) -> int:
     settings = [benching.Setting(parts=parts) for parts in ((2, 2), (4, 4))]
     tables = {"engines": benching.engines(settings, options.repeats)}
     if options.training_time:
-        tables["training_time"] = benching.training_time(benching.DECOMPOSITIONS, options.repeats)
+        tables["training_time"] = benching.training_time(benching.settings("full"), options.repeats)
     for name, table in tables.items():
         with pd.option_context("display.width", 200, "display.max_columns", 20, "display.precision", 3):
             print(f"\n{name}\n{table.to_string(index=False)}")
@@ -112,10 +123,9 @@ def doctor(_: argparse.Namespace) -> int:
     print(f"precision that pays: {facts['precision']}")
     folder = sets.data_folder()
     place = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    print(
-        f"data folder {folder}{'' if folder.exists() else ' (not there yet)'}, {shutil.disk_usage(place).free >> 30} GiB free"
-    )
-    print(sets.table().to_string(index=False))
+    state = "" if folder.exists() else " (not there yet)"
+    print(f"data folder {folder}{state}, {shutil.disk_usage(place).free >> 30} GiB free")
+    print_datasets(None)
     return 0
 
 

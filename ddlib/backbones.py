@@ -22,16 +22,22 @@ class _Convolution:
 
     - Where windows have shrunk to at most two pixels an axis, every output of a 3×3 convolution sees every input:
       it is a matrix product, with 16 of the 36 multiplications a padded convolution spends on 2×2 pixels.
+    - oneDNN's bf16 weight gradients are wrong for inputs of one or two layers (it reads and writes beyond them;
+      torch 2.15): there, on a CPU, it computes in fp32.
     - Images of one or three channels waste most of a bf16 vector: on a CPU the first layer is faster in fp32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        images = x.dtype == torch.float32  # later layers see bf16
-        if images and self.weight.shape[1] < 8 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return self.forward(x).to(torch.get_autocast_dtype("cpu"))
-        size = x.shape[2:]
-        if max(size) > 2 or set(self.stride) != {1} or set(self.kernel_size) != {3} or self.in_channels == self.groups:
+        size, images = x.shape[2:], x.dtype == torch.float32  # later layers see bf16
+        plain = (
+            max(size) > 2 or set(self.stride) != {1} or set(self.kernel_size) != {3} or self.in_channels == self.groups
+        )
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            thin = plain and (min(size) <= 2 if len(size) == 3 else size[-1] == 1 and max(self.stride) > 1)
+            if thin or (images and self.weight.shape[1] < 8):
+                with torch.autocast("cpu", enabled=False):
+                    return self.forward(x.float()).to(torch.get_autocast_dtype("cpu"))
+        if plain:
             return super().forward(x)
         pixels = torch.cartesian_prod(*(torch.arange(s, device=x.device) for s in size)).view(size.numel(), -1)
         taps = torch.zeros(len(pixels), len(pixels), dtype=torch.int64, device=x.device)
@@ -260,7 +266,10 @@ class MobileNetV2(Backbone):
         return self.head(self.features(x).flatten(2).mean(2))
 
 
-BACKBONES: dict[str, type[Backbone]] = {
+Builder = Callable[..., nn.Module]
+
+# Add one's own here: a subclass of `Backbone` can be grouped, any other callable is trained one by one.
+BACKBONES: dict[str, type[Backbone] | Builder] = {
     "vgg9": VGG9,
     "resnet20": ResNet20,
     "resnet32": ResNet32,
@@ -269,8 +278,14 @@ BACKBONES: dict[str, type[Backbone]] = {
 }
 
 
+def groupable(name: str | Builder) -> bool:
+    """Whether several networks of this kind can be one grouped module: subclasses of `Backbone`, by name or as such."""
+    kind = BACKBONES.get(name) if isinstance(name, str) else name
+    return isinstance(kind, type) and issubclass(kind, Backbone)
+
+
 def build(
-    name: str | Callable[..., nn.Module],
+    name: str | Builder,
     in_channels: int,
     num_classes: int,
     width: int,
@@ -283,7 +298,7 @@ def build(
     weights that as many single networks would, built in the same order.
 
     Args:
-        name: a key of `BACKBONES`; or any callable `f(in_channels=, num_classes=, width=,
+        name: a key of `BACKBONES`, a subclass of `Backbone`, or any callable `f(in_channels=, num_classes=, width=,
             dims=)` that returns an `nn.Module` from images (B, C, *window) to logits (B, K), which cannot be
             grouped.
 
@@ -296,11 +311,11 @@ def build(
         width=checks.whole("width", width, 1),
         dims=checks.whole("dims", dims, 2, 3),
     )
-    if callable(name):
+    kind = name if callable(name) else BACKBONES[checks.one_of("backbone", name, BACKBONES)]
+    if not groupable(name):
         if groups != 1:
-            raise ValueError(f"{name!r} cannot be grouped; only {', '.join(BACKBONES)} can.")
-        return name(**spec)
-    kind = BACKBONES[checks.one_of("backbone", name, BACKBONES)]
+            raise ValueError(f"{name!r} cannot be grouped; only {', '.join(filter(groupable, BACKBONES))} can.")
+        return kind(**spec)
     if checks.whole("groups", groups, 1) == 1:
         return kind(**spec, groups=1)
     with torch.random.fork_rng(devices=[]):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from . import checks
 from .aggregation import DenseAggregator
 from .backbones import Backbone, GroupedLinear, build
 from .datasets import ImageSet, image_set
@@ -304,12 +305,18 @@ class _PlainCoherent(nn.Module):
         return self.head(torch.stack(p, 1))
 
 
-# The decompositions of the training-time table: CIFAR-10-sized images, larger ones, and volumes.
-DECOMPOSITIONS = [
-    *(Setting((32, 32), (k, k)) for k in (2, 4, 8)),
-    *(Setting((160, 160), (k, k), images=96, batch_size=16) for k in (2, 4, 8)),
-    *(
-        Setting((32, 32, 16), parts, "cnn3d", channels=1, images=128, batch_size=16)
-        for parts in ((2, 2, 1), (4, 4, 1), (4, 4, 2))
-    ),
-]
+def settings(profile: str = "full", images: int = 1536) -> list[Setting]:
+    """What the training-time table is measured on.
+
+    "quick" is 2×2 and 4×4 on CIFAR-10-sized images, `images` of them; "full" adds 8×8, images of 160×160, and
+    volumes of 32×32×16.
+    """
+    checks.one_of("profile", profile, ("quick", "full"))
+    checks.whole("images", images, 128)
+    small = [Setting((32, 32), (k, k), images=images) for k in (2, 4, 8)]
+    if profile == "quick":
+        return small[:2]
+    large = [Setting((160, 160), (k, k), images=96, batch_size=16) for k in (2, 4, 8)]
+    thirds = [(2, 2, 1), (4, 4, 1), (4, 4, 2)]
+    volumes = [Setting((32, 32, 16), parts, "cnn3d", channels=1, images=128, batch_size=16) for parts in thirds]
+    return small + large + volumes

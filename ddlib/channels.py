@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .backbones import BACKBONES, Backbone, GroupedLinear
+from .backbones import Backbone, GroupedLinear
 from .datasets import Split
 from .decomposition import Decomposition
 from .local import LocalCNNs
@@ -105,10 +105,10 @@ def side_by_side(subs: Sequence[Backbone], windows: Decomposition | Sequence[int
     first, widths = subs[0], [sub.width for sub in subs]
     if len({*widths}) > 1 or len(subs) != len(windows) or first.dims != len(windows.image_shape):
         raise ValueError(f"sub-networks of widths {widths} on {first.dims} axes do not fit {windows}, or one another.")
-    kind = next((name for name, kind in BACKBONES.items() if kind is type(first)), type(first))
     sizes = {"in_channels": first.in_channels, "num_classes": first.num_classes}
     with torch.random.fork_rng(devices=[]):
-        local = _like(first, LocalCNNs(kind, windows, **sizes, width=first.width * len(subs) ** 0.5))  # each: / √N
+        local = LocalCNNs(type(first), windows, **sizes, width=sum(widths), local_width=first.width)
+        local = _like(first, local)
     for index, sub in enumerate(subs):
         local.load_subnet(index, sub)
     return local
@@ -165,7 +165,7 @@ def bounds(logits: Tensor, labels: Tensor) -> dict[str, float]:
       But for K > 2 neither CE ≥ min CE_p nor "wrong where all are wrong" holds: errors that differ average out.
 
     Args:
-        logits: (n, P, K), or log-probabilities: `torch.stack([predict(sub, data.test) for sub in subs], 1).log()`.
+        logits: (n, P, K); or log-probabilities, of `predict(sub, data.test, precision="fp32")`, say (bf16 rounds).
         labels: (n,) the true classes.
 
     Returns:

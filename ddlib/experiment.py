@@ -91,15 +91,16 @@ class Experiment:
             object.__setattr__(self, "grid", "x".join(map(str, parse_grid(self.grid))))
         elif self.overlap:
             raise ValueError(f"overlap is of grids; the regions of a data set are what they are, got {self.overlap}.")
-        checks.whole("overlap", self.overlap, 0)
         object.__setattr__(self, "strategies", tuple(checks.one_of("strategy", s, STRATEGIES) for s in self.strategies))
         if not self.strategies:
             raise ValueError(f"strategies must name at least one of {', '.join(STRATEGIES)}.")
-        checks.whole("width", self.width, 1)
         checks.one_of("precision", self.precision, PRECISIONS)
         checks.one_of("engine", self.engine, ENGINES)
-        if self.train_size is not None:
-            checks.whole("train_size", self.train_size, 2)
+        least = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0, "train_size": 2}
+        for name, low in least.items():
+            if getattr(self, name) is not None or name != "train_size":
+                object.__setattr__(self, name, checks.whole(name, getattr(self, name), low))
+        object.__setattr__(self, "rate", checks.real("rate", self.rate, 0, open_low=True))
         for stage in RECIPES:
             self.recipe(stage)  # checks epochs, batch_size, rate, augment and seed
 
@@ -173,6 +174,7 @@ class Experiment:
         record.provenance = records.provenance(
             run.device.type, choose_precision(self.precision, run.device), started, time.perf_counter() - clock
         )
+        record.provenance["data"] = data.source
         if folder is not None:
             record.save(folder)
         return record.only(self.strategies)

@@ -1,12 +1,12 @@
 """The N local CNNs as one module."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone, build
+from .backbones import Backbone, Builder, build, groupable
 from .decomposition import Decomposition
 
 
@@ -21,22 +21,24 @@ class LocalCNNs(nn.Module):
         backbone: a name, or a callable that builds a module (`backbones.build`).
         decomposition: the windows.
         width: width of the *global* CNN.
+        local_width: of each local CNN, where the rule is another: for the sub-networks of P3, say.
     """
 
     def __init__(
         self,
-        backbone: str | Callable[..., nn.Module],
+        backbone: str | Builder,
         decomposition: Decomposition,
         *,
         in_channels: int,
         num_classes: int,
         width: int,
+        local_width: int | None = None,
     ):
         super().__init__()
         self.backbone, self.decomposition = backbone, decomposition
         self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
-        self.local_width = max(1, round(width / math.sqrt(len(decomposition))))
-        grouped = not callable(backbone)
+        self.local_width = local_width or max(1, round(width / math.sqrt(len(decomposition))))
+        grouped = groupable(backbone)
         self._families = decomposition.families() if grouped else [[i] for i in range(len(decomposition))]
         self.networks = nn.ModuleList(self._build(len(family) if grouped else 1) for family in self._families)
 
@@ -87,7 +89,7 @@ class LocalCNNs(nn.Module):
         few.backbone, few.decomposition = self.backbone, self.decomposition.subset(indices)
         few.in_channels, few.num_classes, few.width = self.in_channels, self.num_classes, self.width
         few.local_width = self.local_width
-        grouped = not callable(self.backbone)
+        grouped = groupable(self.backbone)
         few._families = few.decomposition.families() if grouped else [[i] for i in range(len(few))]
         with torch.random.fork_rng(devices=[]):
             few.networks = nn.ModuleList(few._build(len(family)) for family in few._families)

@@ -212,3 +212,24 @@ def method(model: CNNDNN, split: Split, index: int, classes: Sequence[str]) -> F
     best = classes[int(final.argmax())]
     probabilities(figure.add_subplot(grid[:, 3]), final, classes, f"dense network: “{best}”", "#444444")
     return figure
+
+
+def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
+    """Training speed-up over the global CNN against the number of subdomains, with the ideals N² and N."""
+    for k, (images, rows) in enumerate(times.groupby("images", sort=False)):
+        colour, marker = WINDOWS[k % len(WINDOWS)], "osD^"[k % 4]
+        options = {"color": colour, "marker": marker, "markersize": 7}
+        ax.plot(rows["N"], rows["parallel speed-up"], "-", label=f"{images}, N workers", **options)
+        ax.plot(
+            rows["N"], rows["one-machine speed-up"], "--", label=f"{images}, one machine", fillstyle="none", **options
+        )
+    n = np.array([times["N"].min(), times["N"].max()])
+    ax.plot(n, n**2, color="black", linewidth=1, label="ideal with N workers: N²")
+    ax.plot(n, n, "--", color="black", linewidth=1, label="ideal on one machine: N")
+    if (times["N"] == 32).any():
+        ax.plot([32], [31], "k*", markersize=11, label="31, stated by the follow-up (4×4×2)")
+    ax.set(xscale="log", yscale="log", xlabel="number of subdomains N", ylabel="speed-up over the global CNN")
+    ax.set_xticks(sorted(set(times["N"])), sorted(set(times["N"])), minor=False)
+    ax.minorticks_off()
+    ax.set_title("Training time of local CNNs against the global CNN")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

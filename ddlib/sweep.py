@@ -98,7 +98,10 @@ def _expand(block: dict[str, Any], path: Path) -> Iterable[Point]:
         asked = {k: v for k, v in {**defaults, **given}.items() if k not in ("output", "reuse")}
         found = points(**asked)
         if len(found) != 1:
-            raise ValueError(f"{path}: a point has one grid, overlap and seed, got {given}; write YAML lists instead.")
+            several = {k: asked[k] for k in ("grids", "overlaps", "seeds") if k in asked}
+            raise ValueError(
+                f"{path}: a point has one grid, overlap and seed, got {several}; write YAML lists instead."
+            )
         yield Point(notebook, output, {k: _as_text(k, v) for k, v in given.items()}, found[0])
 
 

@@ -50,7 +50,7 @@ class Recipe:
         weight_decay: on weights of two or more axes; biases and batch norms are not decayed.
         clip: largest gradient norm of each network, None for no clipping.
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
-        augment: mirror and shift the images (`datasets.augment`).
+        augment: mirror and shift the images (`augmentation.augment`).
         precision: "bf16" is autocast, "auto" is bf16 where the device computes it in hardware.
         device: "auto" is cuda, else mps, else cpu.
         seed: of the batches and the augmentation.
@@ -71,8 +71,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.whole("epochs", self.epochs, 1)
-        checks.whole("batch_size", self.batch_size, 2)
+        for name, low, high in (("epochs", 1, None), ("batch_size", 2, None), ("seed", 0, 2**31 - 1)):
+            object.__setattr__(self, name, checks.whole(name, getattr(self, name), low, high))
         checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
         checks.real("rate", self.rate, 0, open_low=True)
         checks.one_of("schedule", self.schedule, SCHEDULES)
@@ -84,7 +84,6 @@ class Recipe:
         checks.flag("augment", self.augment)
         checks.one_of("precision", self.precision, PRECISIONS)
         checks.one_of("device", self.device, DEVICES)
-        checks.whole("seed", self.seed, 0, 2**31 - 1)
 
 
 # One recipe for each stage of an experiment.  The papers' learning rates could not be read: these are ours.
@@ -188,7 +187,7 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision:
         (n, K), or (n, N, K) for local CNNs; on the CPU, in at least single precision.
     """
     first = next(model.parameters())
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad(), autocast(first.device, precision, first.dtype):
@@ -198,7 +197,8 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision:
             )
             return torch.cat(list(batches))
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float | list[float]:
@@ -229,7 +229,7 @@ def _optimise(
     cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
     history = _resume(checkpoint, model, optimizer, recipe)
     title = progress if isinstance(progress, str) else type(model).__name__
-    with _bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
+    with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
         for epoch in range(len(history), recipe.epochs):
             start, generator = time.perf_counter(), seeded(recipe.seed, epoch)
             order = torch.randperm(len(labels), generator=generator).to(device)
@@ -285,11 +285,11 @@ def clip_gradients(model: nn.Module, most: float) -> None:
     for network in networks:
         groups = network.groups if isinstance(network, Backbone) else 1
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        squares = [g.unflatten(0, (groups, -1)).flatten(1).square().sum(1) for g in gradients if g.ndim]
-        norm = torch.stack(squares).sum(0).sqrt()  # (groups,)
+        apart = [g.unflatten(0, (groups, -1)) if g.ndim else g.view(1, 1) for g in gradients]
+        norm = torch.stack([g.flatten(1).square().sum(1) for g in apart]).sum(0).sqrt()  # (groups,)
         scale = (most / (norm + 1e-6)).clamp(max=1)
-        for g in gradients:
-            g.mul_(scale.repeat_interleave(len(g) // groups).view(-1, *(1,) * (g.ndim - 1)))
+        for g in apart:
+            g.mul_(scale.view(-1, *(1,) * (g.ndim - 1)))
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -391,9 +391,9 @@ def seeded(*entropy: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def _bar(title: str, total: int, done: int, shown: bool):
+def progress_bar(title: str, total: int, done: int, shown: bool):
     """A tqdm bar with the time left; silent with `shown=False` or the environment variable DDLIB_PROGRESS=0."""
     from tqdm import tqdm
 
     quiet = not shown or os.environ.get("DDLIB_PROGRESS") == "0"
-    return tqdm(total=total, initial=done, desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5)
+    return tqdm(total=total, initial=done, desc=title, disable=quiet, leave=False, mininterval=0.5)

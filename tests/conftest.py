@@ -1,6 +1,7 @@
 """What the tests share: made-up image sets that train in a second, and the rule for tests on real data."""
 
 import os
+from functools import wraps
 
 import pytest
 import torch
@@ -34,6 +35,15 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def on_the_cpu():
+    """Bit for bit is asked of CPUs alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        for backend in (torch.cuda, torch.backends.mps):
+            patch.setattr(backend, "is_available", wraps(backend.is_available)(lambda: False))
+        yield
+
+
 @pytest.fixture
 def no_download(monkeypatch, tmp_path):
     """Every download fails, as it does without a network."""
@@ -54,7 +64,9 @@ def made_up(shape, channels, train_size, test_size, flip_axes=(), seed=0) -> ddl
         noise = torch.rand((size, channels, *shape), generator=generator, dtype=torch.float64)
         return ((120 * patterns[labels][:, None] + 100 * noise).to(torch.uint8), labels)
 
-    return ddlib.image_set("made up", half(train_size), half(test_size), ("rows", "columns", "chess", "none"), flip_axes)
+    return ddlib.image_set(
+        "made up", half(train_size), half(test_size), ("rows", "columns", "chess", "none"), flip_axes
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from helpers import apart, local_cnns
@@ -55,9 +57,7 @@ def test_shares_of_the_votes_are_ordered_like_counts_and_sum_to_one(p):
     for b in range(len(p)):
         for i in range(p.shape[2]):
             for j in range(p.shape[2]):
-                if counts[b, i] > counts[b, j]:
-                    assert q[b, i] > q[b, j]
-                elif counts[b, i] == counts[b, j] and mean[b, i] > mean[b, j] + 1e-12:
+                if counts[b, i] > counts[b, j] or (counts[b, i] == counts[b, j] and mean[b, i] > mean[b, j] + 1e-12):
                     assert q[b, i] > q[b, j]
 
 
@@ -103,7 +103,7 @@ def test_dense_network(hidden):
     assert head(torch.rand(7, 3, 4)).shape == (7, 4)
     widths = [12, *hidden, 4]
     weights = [tuple(p.shape) for p in head.parameters() if p.ndim == 2]
-    assert weights == [(out, inputs) for inputs, out in zip(widths, widths[1:], strict=False)]
+    assert weights == [(out, inputs) for inputs, out in itertools.pairwise(widths)]
     p = torch.rand(2, 3, 4)
     assert not torch.equal(head(p), head(p.flip(1)))  # it knows which subdomain says what
 

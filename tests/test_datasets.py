@@ -50,7 +50,7 @@ def test_what_is_no_image_set_is_refused(train, test, told):
 
 @pytest.mark.parametrize("axes", [(2,), (-1,), (0, 5)])
 def test_axes_to_flip_are_spatial(axes):
-    with pytest.raises(ValueError, match="flip_axes.*0 to 1"):
+    with pytest.raises(ValueError, match=r"flip_axes.*0 to 1"):
         image_set("mine", half(), half(), "abc", flip_axes=axes)
 
 
@@ -232,7 +232,7 @@ def test_an_unknown_data_set_is_refused(name, told):
 def test_an_unknown_option_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="unknown option of digits 'size'"):
         load_dataset("digits", size=8)
-    with pytest.raises(ValueError, match="unknown option of tf_flowers 'sise'.*Did you mean 'size'"):
+    with pytest.raises(ValueError, match=r"unknown option of tf_flowers 'sise'.*Did you mean 'size'"):
         load_dataset("tf_flowers", sise=8)
 
 

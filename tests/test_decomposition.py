@@ -233,7 +233,9 @@ def test_parse_grid_takes_a_capital_letter():
     assert parse_grid("4X4x1") == (4, 4, 1)
 
 
-@pytest.mark.parametrize("text", ["", "x", "2x", "x2", "2xx2", "2,2", "0x2", "-1x2", "2x1.5", "two", None, (), (2, 0), (2, 1.5)])
+@pytest.mark.parametrize(
+    "text", ["", "x", "2x", "x2", "2xx2", "2,2", "0x2", "-1x2", "2x1.5", "two", None, (), (2, 0), (2, 1.5)]
+)
 def test_parse_grid_refuses_by_the_value(text):
     with pytest.raises(ValueError, match=r"grid is written like '2x2'") as caught:
         parse_grid(text)

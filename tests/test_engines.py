@@ -1,5 +1,6 @@
 """Fused, one by one, in other processes: the same mathematics, so the same weights."""
 
+import copy
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 
@@ -241,3 +242,20 @@ def test_bf16_is_near_fp32(tiny):
     other = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "fused")[1]
     assert history["loss"].tolist() == pytest.approx(other["loss"].tolist(), rel=0.02)
     assert all(p.dtype == torch.float32 for p in start.parameters())
+
+
+def test_short_memory_splits_the_fused_pass_and_says_so(tiny, monkeypatch):
+    decomposition = ddlib.Decomposition.grid(tiny.image_shape, (2, 3), 1)
+    torch.manual_seed(0)
+    one = ddlib.LocalCNNs("vgg9", decomposition, in_channels=3, num_classes=4, width=6).double()
+    several = copy.deepcopy(one)
+    recipe = ddlib.Recipe(epochs=2, batch_size=16, momentum=0.0, precision="fp32")
+    whole = ddlib.train_local(one, tiny, recipe, engine="fused", progress=False)
+    needed = ddlib.engines._memory_needed(several, tiny.train, recipe)
+    monkeypatch.setattr(ddlib.engines, "_memory_free", lambda device: needed / 2)
+    with pytest.warns(UserWarning, match="the 6 local CNNs are trained in 3 passes"):
+        parts = ddlib.train_local(several, tiny, recipe, engine="fused", progress=False)
+    for a, b in zip(one.state_dict().values(), several.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    for column in ("loss", "train_accuracy"):
+        assert parts[column].to_numpy() == pytest.approx(whole[column].to_numpy(), rel=1e-9)

@@ -8,7 +8,9 @@ import torch
 from ddlib import files
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00\xff", "grün ± 1\n", "x" * 100_000], ids=["empty", "bytes", "text", "long"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00\xff", "grün ± 1\n", "x" * 100_000], ids=["empty", "bytes", "text", "long"]
+)
 def test_what_is_written_is_read(tmp_path, data):
     path = files.write_atomically(tmp_path / "a" / "b" / "file", data)
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
@@ -66,12 +68,12 @@ def test_every_changed_byte_is_found(tmp_path):
     data = path.read_bytes()
     for place in [*range(0, 66), *range(66, len(data), 97), len(data) - 1]:
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :])
-        with pytest.raises(files.DamagedFile, match="x.pt is damaged") as caught:
+        with pytest.raises(files.DamagedFile, match=r"x\.pt is damaged") as caught:
             files.load_tensors(path)
         assert files.checksum(data.partition(b"\n")[2])[:8] in str(caught.value) or place < 66
     for length in (0, 10, 64, 65, len(data) - 1):
         path.write_bytes(data[:length])
-        with pytest.raises(files.DamagedFile, match="x.pt is damaged"):
+        with pytest.raises(files.DamagedFile, match=r"x\.pt is damaged"):
             files.load_tensors(path)
 
 
@@ -94,7 +96,9 @@ def test_checksums(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.checksum(b"abc") == files.checksum(tmp_path / "abc")
     assert files.checksum(b"abc").startswith("ba7816bf8f01cfea")
-    assert files.checksum(b"abc", "md5") == files.checksum(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
+    assert (
+        files.checksum(b"abc", "md5") == files.checksum(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
+    )
 
 
 def test_a_folder_is_made_and_tried(tmp_path):

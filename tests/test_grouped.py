@@ -25,6 +25,13 @@ WHERE = [
     ]
     for name, grid in grids.items()
 ]
+# Not MobileNetV2 in single precision: so deep, on so small windows, it makes rounding errors as large as the weights.
+TYPED = [
+    pytest.param(*where.values, dtype, id=f"{where.id}-{dtype}".replace("torch.", ""))
+    for where in WHERE
+    for dtype in (torch.float64, torch.float32)
+    if dtype == torch.float64 or where.values[0] != "mobilenet_v2"
+]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3}
 
 
@@ -43,11 +50,8 @@ def plain_sgd(model, inputs, labels, steps=3, rate=0.02):
         optimizer.step()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(("backbone", "dec"), WHERE)
+@pytest.mark.parametrize(("backbone", "dec", "dtype"), TYPED)
 def test_three_steps_together_are_three_steps_apart(backbone, dec, dtype):
-    if backbone == "mobilenet_v2" and dtype == torch.float32:
-        pytest.skip("so deep a network on such small windows carries rounding errors up to the size of the weights")
     local = local_cnns(backbone, dec, dtype=dtype)
     alone = [local.subnet(i) for i in range(len(local))]
     start = [local.subnet(i) for i in range(len(local))]

@@ -26,7 +26,7 @@ FLOORS = [
     {"model", "training"},
     {"engines", "distributed", "evaluation"},
     {"records", "experiment", "plots"},
-    {"notebook", "sweep", "__main__"},
+    {"notebook", "sweep", "bench", "__main__"},
 ]
 # The steps within a floor.
 BESIDE = {
@@ -38,6 +38,7 @@ BESIDE = {
     ("experiment", "records"),
     ("plots", "records"),
     ("sweep", "notebook"),
+    ("__main__", "bench"),
     ("__main__", "notebook"),
     ("__main__", "sweep"),
 }
@@ -47,7 +48,8 @@ def imported(name):
     """Modules of ddlib that a file imports anywhere, also inside functions and for type checkers."""
     for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            yield from [name for name in names if node.module or name in MODULES]  # else a name of the package itself
         elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "ddlib":
             yield (node.module.split(".") + ["__init__"])[1]
         elif isinstance(node, ast.Import):

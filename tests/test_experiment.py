@@ -1,0 +1,552 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ddlib import Experiment, Record, experiment, gather, interval, records
+from ddlib.augmentation import prepare
+from ddlib.datasets import DATASETS, Entry
+from ddlib.files import DamagedFile
+from ddlib.training import predict
+
+SMALL = {"dataset": "tiny", "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 16, "precision": "fp32"}
+ALL = ("global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer")
+TRAININGS = ("fit", "train_local", "train_aggregator")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(tiny, tiny3d):
+    """The made-up sets, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        for data in (tiny, tiny3d):
+            name = "tiny" if data is tiny else "tiny3d"
+            read = lambda place, root, data=data: (  # noqa: E731
+                (data.train.images, data.train.labels),
+                (data.test.images, data.test.labels),
+                data.classes,
+            )
+            patch.setitem(DATASETS, name, Entry(read, "made up", "here", "none", "in memory"))
+        yield
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The names of the trainings that are called, in order."""
+    called = []
+    for name in TRAININGS:
+        real = getattr(experiment, name)
+        monkeypatch.setattr(
+            experiment, name, lambda *a, name=name, real=real, **o: (called.append(name), real(*a, **o))[1]
+        )
+    return called
+
+
+@pytest.fixture(scope="module")
+def everything(registered):
+    return Experiment(**SMALL).record(progress=False)
+
+
+# ── figures ──
+
+
+def test_a_row_a_strategy_and_for_local_one_a_subdomain(everything):
+    frame = everything.frame()
+    assert list(frame) == list(records.ROW)
+    assert frame["strategy"].tolist() == [
+        "global",
+        *["local"] * 4,
+        "average",
+        "vote",
+        "cnn-dnn",
+        "coherent",
+        "transfer",
+    ]
+    assert frame["subdomain"].tolist() == ["", "0,0", "0,1", "1,0", "1,1", *[""] * 5]
+    for name, value in (("dataset", "tiny"), ("backbone", "vgg9"), ("width", 8), ("grid", "2x2"), ("overlap", 0)):
+        assert (frame[name] == value).all()
+    assert (frame[["seed", "epochs"]] == [0, 2]).all(axis=None)
+    assert frame[["train_accuracy", "test_accuracy"]].stack().between(0, 1).all()
+    assert everything.strategies == list(ALL)
+
+
+def test_accuracies_are_those_of_the_predictions_kept(everything, tiny):
+    frame, labels = everything.frame(), everything.arrays["labels"]
+    assert labels.tolist() == tiny.test.labels.tolist()
+    for strategy in ALL:
+        kept = frame[frame["strategy"] == strategy]["test_accuracy"].tolist()
+        predicted = np.atleast_2d(everything.predicted(strategy))
+        assert predicted.shape == ((4, 32) if strategy == "local" else (1, 32))
+        assert kept == pytest.approx((predicted == labels).mean(1).tolist())
+
+
+def test_what_a_strategy_costs(everything):
+    frame = everything.frame().groupby("strategy").first()
+    seconds, parameters = frame["seconds"], frame["parameters"]
+    assert (seconds > 0).all()
+    assert seconds["local"] == seconds["average"] == seconds["vote"] < seconds["cnn-dnn"] < seconds["transfer"]
+    assert parameters["average"] == parameters["vote"] == 4 * parameters["local"]
+    assert parameters["cnn-dnn"] == parameters["coherent"] == parameters["transfer"] > parameters["average"]
+    assert parameters["global"] == sum(p.numel() for p in build_global().parameters())
+
+
+def build_global():
+    torch.manual_seed(0)
+    return experiment.build("vgg9", in_channels=3, num_classes=4, width=8)
+
+
+def test_history_of_every_training(everything):
+    history = everything.history()
+    assert set(history["stage"]) == {"global", "local", "dense network", "coherent", "transfer"}
+    for stage, rows in history.groupby("stage"):
+        assert rows["epoch"].tolist() == [1, 2]
+        assert rows["loss"].notna().all()
+        assert rows["test_accuracy"].notna().all() == (stage in ("global", "coherent", "transfer"))
+    final = history[(history["stage"] == "transfer") & (history["epoch"] == 2)]["test_accuracy"].item()
+    assert final == everything.frame().query("strategy == 'transfer'")["test_accuracy"].item()
+
+
+def test_where_the_figures_come_from(everything):
+    told = everything.provenance
+    assert told["code"] == records.code_hash()
+    assert told["precision"] == "fp32"
+    assert (
+        told["versions"]["torch"] == torch.__version__.split("+")[0] or told["versions"]["torch"] == torch.__version__
+    )
+    assert told["seconds"] > 0
+    assert {"commit", "dirty", "device", "threads", "cores", "started", "python"} <= told.keys()
+    assert not everything.stale
+
+
+def test_the_same_again(everything):
+    again = Experiment(**SMALL).record(progress=False)
+    assert again.frame().drop(columns="seconds").equals(everything.frame().drop(columns="seconds"))
+    for name, values in everything.arrays.items():
+        if not name.endswith(("seconds", "seconds_longest")):
+            assert np.array_equal(again.arrays[name], values), name
+
+
+def test_strategies_do_not_depend_on_one_another(everything):
+    """Alone, each gives the figures that it gives beside the others."""
+    frame = everything.frame().drop(columns="seconds")
+    for strategy in ("vote", "coherent", "transfer"):
+        alone = Experiment(**SMALL, strategies=(strategy,)).run(progress=False).drop(columns="seconds")
+        assert alone.equals(frame[frame["strategy"] == strategy].reset_index(drop=True))
+
+
+def test_another_seed_gives_other_figures(everything):
+    other = Experiment(**SMALL, seed=1, strategies=("global",)).record(progress=False)
+    assert other.arrays["history/global/loss"].tolist() != everything.arrays["history/global/loss"].tolist()
+
+
+def test_volumes():
+    small = SMALL | {"dataset": "tiny3d", "backbone": "cnn3d", "grid": (2, 2, 1), "overlap": 1, "epochs": 1}
+    frame = Experiment(**small).run(progress=False)
+    assert len(frame) == 10
+    assert (frame["grid"] == "2x2x1").all()
+
+
+def test_named_regions(tiny, monkeypatch):
+    """Windows by name, of the set; on images of another size they are scaled."""
+    regions = {"top": ((0, 10), (0, 24)), "eye": ((4, 12), (8, 16))}
+    halves = (tiny.train.images, tiny.train.labels), (tiny.test.images, tiny.test.labels)
+    read = lambda place, root, shape: (*halves, tiny.classes)  # noqa: E731
+    entry = Entry(read, "made up", "here", "none", "in memory", {"shape": (24, 24)}, regions=regions)
+    monkeypatch.setitem(DATASETS, "tiny regions", entry)
+    point = Experiment(**SMALL | {"dataset": "tiny regions", "grid": "regions", "strategies": ("local", "cnn-dnn")})
+    frame = point.run(progress=False)
+    assert frame["subdomain"].tolist() == ["top", "eye", ""]
+    assert (frame["grid"] == "regions").all()
+    with pytest.raises(ValueError, match=r"overlap.*regions.*got 1"):
+        Experiment(**SMALL | {"grid": "regions", "overlap": 1})
+
+
+def test_digits():
+    small = SMALL | {"dataset": "digits", "train_size": 60, "epochs": 1, "strategies": ("local", "average")}
+    record = Experiment(**small).record(progress=False)
+    assert record.frame()["strategy"].tolist() == ["local"] * 4 + ["average"]
+    assert record.predicted("local").shape == (4, 360)
+    low, high = interval(int((record.predicted("average") == record.arrays["labels"]).sum()), 360)
+    assert low <= record.frame()["test_accuracy"].iloc[-1] <= high
+
+
+def test_the_engine_changes_nothing_but_time(everything):
+    loop = Experiment(**SMALL, engine="loop", strategies=("local",)).record(progress=False)
+    expected = everything.arrays["history/local/loss"]
+    assert loop.arrays["history/local/loss"].tolist() == pytest.approx(expected.tolist(), rel=2e-3)
+    assert (loop.arrays["history/local/seconds_longest"] < loop.arrays["history/local/seconds"]).all()
+
+
+def test_the_recipe_of_each_stage():
+    point = Experiment(**SMALL | {"epochs": 7, "dense_epochs": 5}, rate=0.2, augment=False, seed=3)
+    for stage in ("global", "local", "coherent", "transfer", "dense network"):
+        recipe = point.recipe(stage)
+        assert (recipe.batch_size, recipe.precision, recipe.seed, recipe.augment) == (16, "fp32", 3, False)
+        assert recipe.epochs == (5 if stage == "dense network" else 7)
+    assert point.recipe("global").rate == point.recipe("local").rate == point.recipe("coherent").rate == 0.2
+    assert point.recipe("transfer").rate == pytest.approx(0.04)  # a fifth: it starts near its goal
+    assert point.recipe("dense network").rate == Experiment(**SMALL).recipe("dense network").rate
+
+
+# ── what is shared ──
+
+
+def test_local_cnns_and_dense_network_are_trained_once(trainings):
+    Experiment(**SMALL, strategies=("local", "average", "vote", "cnn-dnn", "transfer")).run(progress=False)
+    assert sorted(trainings) == ["fit", "train_aggregator", "train_local"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "needed"),
+    [
+        ("global", ["fit"]),
+        ("vote", ["train_local"]),
+        ("cnn-dnn", ["train_local", "train_aggregator"]),
+        ("coherent", ["fit"]),
+        ("transfer", ["train_local", "train_aggregator", "fit"]),
+    ],
+)
+def test_nothing_is_trained_that_is_not_needed(trainings, strategy, needed):
+    Experiment(**SMALL, strategies=(strategy,)).run(progress=False)
+    assert trainings == needed
+
+
+def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
+    """Before its first step it gives the logits of the two trained parts, and its training leaves those alone."""
+    found, real = {}, experiment.fit
+
+    def fit(model, data, recipe, **options):
+        x = prepare(data.test.images, data.test)
+        with torch.no_grad():
+            found["transfer"] = model.eval()(x)
+        found["before"] = predict(runs[0].cnn_dnn, data.test, precision="fp32")
+        return real(model, data, recipe, **options)
+
+    runs, make = [], experiment._Run.__init__
+    monkeypatch.setattr(experiment._Run, "__init__", lambda self, *a: (runs.append(self), make(self, *a))[1])
+    monkeypatch.setattr(experiment, "fit", fit)
+    Experiment(**SMALL, strategies=("transfer", "cnn-dnn")).run(progress=False)
+    two_steps = runs[0].cnn_dnn
+    with torch.no_grad():
+        p = predict(two_steps.local, runs[0].data.test, precision="fp32")
+        assert (found["transfer"] - two_steps.head(p)).abs().max() < 1e-6
+    assert torch.equal(predict(two_steps, runs[0].data.test, precision="fp32"), found["before"])
+
+
+# ── records ──
+
+
+@pytest.fixture
+def saved(everything, tmp_path):
+    """A record on disk, in a folder of its own."""
+    return everything.save(tmp_path / "saved")
+
+
+def assert_same_record(found, expected):
+    assert found.parameters == expected.parameters
+    assert found.rows == expected.rows
+    assert found.provenance == expected.provenance
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, values in expected.arrays.items():
+        assert np.array_equal(found.arrays[name], values)
+        assert found.arrays[name].dtype == values.dtype
+
+
+def test_a_record_comes_back(everything, saved):
+    assert saved.name == f"{everything.name}.json"
+    assert sorted(p.suffix for p in saved.parent.iterdir()) == [".json", ".npz"]
+    assert_same_record(records.load(saved), everything)
+    only = records.load(saved).only(["vote", "average"])
+    assert only.frame()["strategy"].tolist() == ["vote", "average"]
+
+
+def test_a_record_is_readable_and_small(saved):
+    content = json.loads(saved.read_text())
+    assert content["schema"] == records.SCHEMA
+    assert content["parameters"]["grid"] == "2x2"
+    assert saved.name.startswith("tiny-vgg9-2x2-o0-s0-")
+
+
+def rewrite(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(schema=99),
+        lambda c: c.pop("schema"),
+        lambda c: c.pop("rows"),
+        lambda c: c.pop("parameters"),
+        lambda c: c.pop("provenance"),
+        lambda c: c.pop("arrays_sha256"),
+        lambda c: c.update(arrays_sha256="0" * 64),
+        lambda c: c["rows"][0].pop("seconds"),
+        lambda c: c["rows"][0].update(extra=1),
+        lambda c: c["rows"][0].update(test_accuracy="0.5"),
+        lambda c: c["rows"][0].update(seed=0.5),
+        lambda c: c["rows"][0].update(strategy=None),
+        lambda c: c.update(rows=[1]),
+        lambda c: c.update(rows=None),
+    ],
+)
+def test_a_record_that_does_not_fit_the_schema_is_refused(saved, change):
+    rewrite(saved, change)
+    with pytest.raises(DamagedFile, match=f"{saved} is damaged"):
+        records.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "null", "nonsense"])
+def test_what_is_no_record_is_refused(saved, text):
+    saved.write_text(text)
+    with pytest.raises(DamagedFile, match=f"{saved} is damaged"):
+        records.load(saved)
+
+
+def test_a_changed_array_is_found(saved):
+    npz = saved.with_suffix(".npz")
+    data = bytearray(npz.read_bytes())
+    data[len(data) // 2] ^= 1
+    npz.write_bytes(data)
+    with pytest.raises(DamagedFile, match=f"{npz.name} should have SHA-256"):
+        records.load(saved)
+    npz.unlink()
+    with pytest.raises(DamagedFile, match=npz.name):
+        records.load(saved)
+
+
+def test_gather_follows_the_records(everything, saved, tmp_path):
+    other = replace(everything, parameters=everything.parameters | {"seed": 7})
+    other.rows = [row | {"seed": 7} for row in everything.rows]
+    other.save(tmp_path / "deeper" / "down")
+    frame = gather(tmp_path)
+    assert list(frame) == [*records.ROW, "record", "stale", "commit"]
+    assert len(frame) == 20
+    assert set(frame["record"]) == {everything.name, other.name}
+    assert not frame["stale"].any()
+    assert gather([other]).equals(frame[frame["seed"] == 7].reset_index(drop=True))
+    row = frame[(frame["seed"] == 0) & (frame["strategy"] == "vote")]
+    assert row["test_accuracy"].item() == everything.frame().query("strategy == 'vote'")["test_accuracy"].item()
+
+    def by_hand(content):
+        next(r for r in content["rows"] if r["strategy"] == "vote")["test_accuracy"] = 0.123
+
+    rewrite(saved, by_hand)
+    after = gather(tmp_path)
+    changed = after[after["test_accuracy"] != frame["test_accuracy"]]
+    assert changed[["seed", "strategy", "test_accuracy"]].to_numpy().tolist() == [[0, "vote", 0.123]]
+
+
+def test_gather_of_nothing(tmp_path):
+    frame = gather(tmp_path)
+    assert len(frame) == 0
+    assert list(frame) == [*records.ROW, "record", "stale", "commit"]
+
+
+def test_gather_of_a_damaged_record_is_an_error(saved):
+    saved.write_text("{}")
+    with pytest.raises(DamagedFile):
+        gather(saved.parent)
+
+
+def test_a_record_of_other_code_is_stale(saved, monkeypatch):
+    assert not records.load(saved).stale
+    monkeypatch.setattr(records, "code_hash", lambda: "another")
+    assert records.load(saved).stale
+    assert gather(saved.parent)["stale"].all()
+
+
+def test_the_code_hash_depends_on_what_figures_depend_on():
+    assert {"backbones", "training", "experiment", "augmentation", "datasets", "readers"} <= set(records.NUMERICS)
+
+
+# ── keeping and using again ──
+
+
+def test_a_point_on_record_is_not_trained_again(tmp_path, trainings):
+    point = Experiment(**SMALL, strategies=("average", "global"))
+    first = point.record(tmp_path, progress=False)
+    assert sorted(trainings) == ["fit", "train_local"]
+    trainings.clear()
+    assert_same_record(point.record(tmp_path, progress=False), first)
+    assert trainings == []
+    point.record(tmp_path, reuse=False, progress=False)
+    assert sorted(trainings) == ["fit", "train_local"]
+
+
+def test_a_strategy_more_trains_what_is_missing(tmp_path, trainings, monkeypatch):
+    Experiment(**SMALL, strategies=("average",)).record(tmp_path, progress=False)
+    frame = Experiment(**SMALL, strategies=("vote", "cnn-dnn")).run(tmp_path, progress=False)
+    assert frame["strategy"].tolist() == ["vote", "cnn-dnn"]
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    (kept,) = records.load_all(tmp_path)
+    assert kept.strategies == ["average", "vote", "cnn-dnn"]
+    local = [p for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("local-")]
+    assert len(local) == 1  # the local CNNs were taken from there: see the seconds
+    assert frame.groupby("strategy")["seconds"].first()["vote"] == kept.frame()["seconds"].iloc[0]
+
+
+def test_an_interrupted_point_goes_on(tmp_path, trainings, monkeypatch):
+    def fail(*arguments, **options):
+        raise KeyboardInterrupt
+
+    point = Experiment(**SMALL, strategies=("cnn-dnn",))
+    expected = point.record(progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train_aggregator", fail)
+        with pytest.raises(KeyboardInterrupt):
+            point.record(tmp_path, progress=False)
+    assert list(tmp_path.glob("*.json")) == []
+    steps = []
+    real = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **o: (steps.append(None), real(*a, **o))[1])
+    found = point.record(tmp_path, progress=False)
+    assert steps == []  # the dense network trains with Adam: the local CNNs were not trained again
+    assert np.array_equal(found.predicted("cnn-dnn"), expected.predicted("cnn-dnn"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"overlap": 1},
+        {"grid": "1x2"},
+        {"width": 7},
+        {"epochs": 3},
+        {"dense_epochs": 3},
+        {"batch_size": 32},
+        {"rate": 0.05},
+        {"augment": False},
+        {"engine": "loop"},
+        {"train_size": 40},
+        {"precision": "bf16"},
+        {"backbone": "resnet20"},
+        {"dataset": "digits"},
+    ],
+)
+def test_other_parameters_have_another_record(other):
+    first, second = Experiment(**SMALL), Experiment(**SMALL | other)
+    assert records.record_name(first.parameters) != records.record_name(second.parameters)
+
+
+@pytest.mark.parametrize(
+    "same", [{"grid": (2, 2)}, {"grid": [2, 2]}, {"strategies": ("vote",)}, {"strategies": ["global"]}]
+)
+def test_the_same_parameters_have_the_same_record(same):
+    assert records.record_name(Experiment(**SMALL | same).parameters) == records.record_name(
+        Experiment(**SMALL).parameters
+    )
+
+
+@pytest.mark.parametrize("name", ["epochs", "width", "seed", "overlap", "batch_size", "dense_epochs", "train_size"])
+def test_whole_numbers_of_other_types_are_the_same_parameters(name):
+    expected = Experiment(**SMALL | {name: 3})
+    for value in (np.int64(3), 3.0):
+        found = Experiment(**SMALL | {name: value})
+        assert records.record_name(found.parameters) == records.record_name(expected.parameters)
+
+
+def test_points_side_by_side_do_not_touch_each_other(tmp_path):
+    small = SMALL | {"epochs": 1, "strategies": ("global", "average")}
+    first = Experiment(**small).record(tmp_path, progress=False)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    Experiment(**small, overlap=1).record(tmp_path, progress=False)
+    Experiment(**small, seed=1).record(tmp_path, progress=False)
+    kept = {p: p.read_bytes() for p in before}
+    assert kept == before
+    assert len(gather(tmp_path)["record"].unique()) == 3
+    alone = Experiment(**small, overlap=1).record(progress=False)
+    (other,) = [r for r in records.load_all(tmp_path) if r.parameters["overlap"] == 1]
+    for strategy in ("global", "average"):
+        assert np.array_equal(other.predicted(strategy), alone.predicted(strategy))
+    assert np.array_equal(other.predicted("global"), first.predicted("global"))
+
+
+def test_a_damaged_record_is_set_aside_and_made_again(tmp_path):
+    point = Experiment(**SMALL, strategies=("average",))
+    first = point.record(tmp_path, progress=False)
+    path = tmp_path / f"{first.name}.json"
+    path.write_text("{")
+    with pytest.warns(UserWarning, match=r"damaged.*set aside as .*damaged-0"):
+        again = point.record(tmp_path, progress=False)
+    assert path.with_name(path.name + ".damaged-0").read_text() == "{"
+    assert np.array_equal(again.predicted("average"), first.predicted("average"))
+    assert records.load(path).strategies == ["average"]
+
+
+# ── refused before any training ──
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("something was trained")
+
+    for name in TRAININGS:
+        monkeypatch.setattr(experiment, name, never)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"dataset": "cifar11"}, r"data set 'cifar11'.*Did you mean 'cifar10'"),
+        ({"backbone": "vgg8"}, r"backbone 'vgg8'.*Did you mean 'vgg9'"),
+        ({"strategies": ("global", "avrage")}, r"strategy 'avrage'.*Did you mean 'average'"),
+        ({"strategies": ()}, r"at least one of global"),
+        ({"grid": "2,2"}, r"'2,2'"),
+        ({"grid": "0x2"}, r"'0x2'"),
+        ({"overlap": -1}, r"overlap.*-1"),
+        ({"width": 0}, r"width.*0"),
+        ({"epochs": 0}, r"epochs.*0"),
+        ({"dense_epochs": 0}, r"epochs.*0"),
+        ({"batch_size": 1}, r"batch_size.*1"),
+        ({"rate": -1}, r"rate.*-1"),
+        ({"augment": 1}, r"augment.*1"),
+        ({"precision": "double"}, r"precision 'double'"),
+        ({"engine": "fusion"}, r"engine 'fusion'.*Did you mean 'fused'"),
+        ({"train_size": 1}, r"train_size.*1"),
+        ({"seed": -1}, r"seed.*-1"),
+    ],
+)
+def test_a_bad_parameter_is_refused_by_its_value(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        Experiment(**SMALL | wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"grid": "13x2"}, r"finer than the image.*13 > 12"),
+        ({"grid": "2x2x2"}, r"parts.*2"),
+        ({"grid": "regions"}, r"'tiny' has no named regions"),
+        ({"overlap": 12}, r"overlap 12 must be smaller than the image, 12"),
+        ({"batch_size": 65}, r"batch_size 65 is larger than the data: 64"),
+        ({"train_size": 65}, r"train_size.*65"),
+        ({"train_size": 8}, r"batch_size 16 is larger than the data: 8"),
+        ({"backbone": "cnn3d"}, r"cnn3d.*dims=3.*dims=2"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_refused_before_training(untrained, tmp_path, wrong, told):
+    with pytest.raises(ValueError, match=told):
+        Experiment(**SMALL | wrong).run(tmp_path / "out", progress=False)
+    assert list(tmp_path.glob("out/*")) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(untrained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="output folder cannot be written") as caught:
+        Experiment(**SMALL).run(tmp_path / "file" / "below", progress=False)
+    assert str(tmp_path / "file" / "below") in str(caught.value)
+
+
+def test_a_record_can_be_made_by_hand(tmp_path):
+    row = {name: kind() for name, kind in records.ROW.items()}
+    parameters = {"dataset": "d", "backbone": "b", "grid": "1x1", "overlap": 0, "seed": 0}
+    record = Record(parameters, [row], {"labels": np.arange(3)}, {"commit": "0" * 40})
+    path = record.save(tmp_path)
+    assert_same_record(records.load(path), record)
+    pd.testing.assert_frame_equal(gather(tmp_path)[list(records.ROW)], record.frame())

@@ -1,0 +1,24 @@
+"""The examples of extending.md run as they stand there."""
+
+import re
+from pathlib import Path
+
+from ddlib.backbones import BACKBONES
+from ddlib.datasets import DATASETS
+
+PAGE = Path(__file__).parents[1] / "extending.md"
+
+
+def test_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert len(blocks) >= 5
+    names: dict = {}
+    try:
+        for block in blocks:
+            exec(block, names)
+    finally:
+        BACKBONES.pop("tiny", None)
+        DATASETS.pop("mine", None)
+    assert set(names["frame"]["strategy"]) == {"global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"}
+    assert len(names["local"]) == 4
+    assert names["p"].shape == (30, 4, 3)

@@ -1,0 +1,169 @@
+"""The notebooks as papermill and nbval see them."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+import yaml
+
+import ddlib
+from ddlib import notebook as nb
+from ddlib.records import ROW
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
+QUIET = {**os.environ, "DDLIB_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def notebook_of(params: Path) -> Path:
+    """The notebook that a params file names in its first lines."""
+    return ROOT / re.search(r"papermill (notebooks/\w+\.ipynb)", params.read_text()).group(1)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_skeleton(path: Path):
+    cells = nbformat.read(path, 4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert cells[0].source.startswith("# "), "the first cell is the title"
+    assert "**Time" in cells[0].source, "the first cell says how long it takes"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert all(cell.execution_count for cell in code), "committed after a run of all cells"
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert 12 <= len(cells) <= 36
+    assert any(o.get("data", {}).get("image/png") for cell in code for o in cell.outputs), "at least one figure"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_parameters_have_help_and_are_read_by_papermill(path: Path):
+    inferred = papermill.inspect_notebook(str(path))
+    source = next(c.source for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", []))
+    assert set(inferred) == set(nb._assigned(source))
+    assert all(parameter["help"] for parameter in inferred.values())
+    assert "output" in inferred
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=named)
+def test_params_files_set_what_their_notebook_has(path: Path):
+    given = yaml.safe_load(path.read_text())
+    inferred = papermill.inspect_notebook(str(notebook_of(path)))
+    assert set(given) <= set(inferred)
+    if path.stem.endswith("_digits"):  # the quick profile is the notebook as it stands
+        defaults = {name: yaml.safe_load(inferred[name]["default"]) for name in given}
+        assert {k: str(v) for k, v in given.items()} == {k: str(v) for k, v in defaults.items()}
+
+
+def test_every_notebook_has_a_quick_params_file():
+    assert {notebook_of(path) for path in PARAMS if path.stem.endswith("_digits")} == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_nbval_fails_when_a_committed_output_is_changed(path: Path, tmp_path: Path):
+    whole = nbformat.read(path, 4)
+    compared = [
+        k
+        for k, cell in enumerate(whole.cells)
+        if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", []) and cell.outputs
+    ]
+    text = next(k for k in compared if any("text" in o for o in whole.cells[k].outputs))
+    whole.cells = whole.cells[: text + 1]  # the rest would only take time
+    altered = copy.deepcopy(whole)
+    output = next(o for o in altered.cells[text].outputs if "text" in o)
+    output["text"] = output["text"].replace(output["text"].strip()[0], "changed", 1)
+    for name, content in (("kept", whole), ("altered", altered)):
+        nbformat.write(content, tmp_path / f"{name}.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "kept.ipynb", "altered.ipynb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=QUIET)
+    failed = re.findall(r"^FAILED (\S+?)::", done.stdout, re.M)
+    assert failed == ["altered.ipynb"], done.stdout[-3000:]
+
+
+def test_an_unknown_parameter_stops_the_notebook(tmp_path: Path):
+    with pytest.raises(
+        papermill.PapermillExecutionError, match=r"unknown notebook parameter 'epoch'\. Did you mean 'epochs'"
+    ):
+        papermill.execute_notebook(
+            str(ROOT / "notebooks/02_aggregation.ipynb"), str(tmp_path / "out.ipynb"), {"epoch": 3}, progress_bar=False
+        )
+    executed = [
+        c for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if c.cell_type == "code" and c.execution_count
+    ]
+    assert len(executed) == 4  # imports, parameters, injected parameters, the check: nothing has been trained
+
+
+def test_injected_parameters_are_held_to_the_notebooks_own(monkeypatch: pytest.MonkeyPatch):
+    cells = ["import ddlib\n", "epochs = 3\noutput: str = ''\n", "# Parameters\nepochs = 4\noutput = 'x'\n"]
+    monkeypatch.setattr(nb, "_executed_cells", lambda: cells)
+    nb.check_injected({"epochs"})
+    cells[-1] = "# Parameters\nwidht = 4\n"
+    with pytest.raises(ValueError, match=r"'widht'\. Did you mean 'width'"):
+        nb.check_injected({"epochs", "width"})
+
+
+def test_points_are_the_product_of_the_lists():
+    found = ddlib.points("local vote", grids="2x2 4x4", overlaps="0 4", seeds="0 1 2", epochs=3)
+    assert len(found) == 12
+    assert [(p.grid, p.overlap, p.seed) for p in found][:4] == [
+        ("2x2", 0, 0),
+        ("2x2", 0, 1),
+        ("2x2", 0, 2),
+        ("2x2", 4, 0),
+    ]
+    assert all(p.strategies == ("local", "vote") and p.epochs == 3 for p in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"grids": "2x"}, "'2x'"),
+        ({"overlaps": "two"}, "'two'"),
+        ({"seeds": ""}, "seeds"),
+        ({"epochs": 0}, "epochs must be a whole number ≥ 1, got 0"),
+        ({"epochs": "three"}, "'three'"),
+        ({"dataset": "digit"}, "Did you mean 'digits'"),
+        ({"backbone": "vgg"}, "Did you mean 'vgg9'"),
+        ({"strategies": "local averag"}, "Did you mean 'average'"),
+        ({"precision": "fp16"}, "Allowed: 'auto', 'fp32', 'bf16'"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_sentence(given: dict, told: str):
+    with pytest.raises(nb.ParameterError, match=re.escape(told)) as caught:
+        ddlib.points(**{"strategies": "local", **given})
+    assert caught.value._render_traceback_() == [f"ParameterError: {caught.value}"]
+
+
+def reference(tmp_path: Path) -> tuple[pd.DataFrame, Path]:
+    row = dict.fromkeys(ROW, 0) | {"strategy": "vote", "subdomain": "", "record": "r", "test_accuracy": 0.9}
+    frame = pd.DataFrame([row])
+    frame.to_csv(tmp_path / "reference.csv", index=False)
+    return frame, tmp_path / "reference.csv"
+
+
+def test_agrees_holds_a_table_to_its_reference(tmp_path: Path, capsys: pytest.CaptureFixture):
+    frame, path = reference(tmp_path)
+    nb.agrees(frame.assign(test_accuracy=0.94), path, 0.05)
+    assert "agrees with" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="vote"):
+        nb.agrees(frame.assign(test_accuracy=0.84), path, 0.05)
+    with pytest.raises(AssertionError):
+        nb.agrees(frame.assign(test_accuracy=float("nan")), path, 0.05)
+    nb.agrees(frame.assign(record="another"), path, 0.05)
+    assert "No reference" in capsys.readouterr().out
+
+
+def test_output_folders_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert ddlib.files.resolve("results") == ROOT / "results"
+    assert nb.output_folder(str(tmp_path / "new" / "folder")).is_dir()
+    assert nb.output_folder(None) is None

@@ -1,0 +1,110 @@
+"""Sweeps: plans are checked before anything runs, points on record are skipped, a failure stops nothing else."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ddlib import records, sweep
+from ddlib.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+TINY = "width: 4, epochs: 1, dense_epochs: 1, train_size: 200, strategies: local vote cnn-dnn"
+
+
+def plan_file(tmp_path: Path, parameters: str, notebook: str = "02_aggregation") -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"notebook: {notebook}\noutput: {tmp_path / 'out'}\nparameters: {{{parameters}}}\n")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks/plans").glob("*.yaml")), ids=lambda p: p.stem)
+def test_committed_plans_expand(path: Path):
+    plan = sweep.read_plan(path)
+    assert len({point.name for point in plan}) == len(plan) > 0
+
+
+def test_lists_are_expanded_and_named_apart(tmp_path: Path):
+    plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2, 2x3], seeds: [0, 1], overlaps: [0, 2]"))
+    assert len(plan) == len({point.name for point in plan}) == 8
+    assert {point.experiment.grid for point in plan} == {"2x2", "2x3"}
+    assert all(point.status() == "new" for point in plan)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("notebok: 02_aggregation\noutput: x\nparameters: {}", "'notebok'. Did you mean 'notebook'"),
+        ("notebook: 02_agregation\noutput: x\nparameters: {}", "Did you mean '02_aggregation'"),
+        ("notebook: 02_aggregation\nparameters: {}", "the key 'output' is missing"),
+        ("notebook: 02_aggregation\noutput: x\nparameters: {epoch: 3}", "'epoch'. Did you mean 'epochs'"),
+        (
+            "notebook: 02_aggregation\noutput: x\nparameters: {grids: [2x2], epochs: [1, 0]}",
+            "epochs must be a whole number ≥ 1",
+        ),
+        ("notebook: 02_aggregation\noutput: x\nparameters: {grids: [2x2], dataset: cifar}", "Did you mean 'cifar10'"),
+        ("notebook: 02_aggregation\noutput: x\nparameters: {grids: 2x2 4x4}", "write YAML lists instead"),
+        ("notebook: 02_aggregation\noutput: x\nparameters: {grids: [2x2, 2x2]}", "more than once"),
+        ("- a\n- b", "a plan is a mapping"),
+        ("a: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['touch hostile']", "is not YAML"),
+    ],
+)
+def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, content: str, told: str, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "run_point", lambda *_: pytest.fail("a point was run"))
+    (tmp_path / "plan.yaml").write_text(content)
+    assert main(["sweep", "plan.yaml"]) == 2
+    assert re.search(re.escape(told), capsys.readouterr().err)
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_on_record(tmp_path: Path, capsys):
+    path = plan_file(tmp_path, f"{TINY}, grids: [2x2], batch_size: [64, 256]")  # 256 images a step of 200 fail
+    assert main(["sweep", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "batch_size 256 is larger than the data: 200 images." in printed
+    first = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.json")}
+    assert len(first) == 1
+    only = "batch_size == 64"
+    assert main(["sweep", str(path), "--only", only]) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.json")} == first
+    assert main(["sweep", str(path), "--only", only, "--force"]) == 0
+    again = records.load(next((tmp_path / "out").glob("*.json")))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.json")} != first, "it ran again"
+    before = records.gather(tmp_path / "out").drop(columns="seconds")
+    assert before.equals(records.gather([again]).drop(columns="seconds"))
+
+
+def test_two_jobs_leave_the_records_of_one(tmp_path: Path):
+    frames = []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        plan = sweep.read_plan(plan_file(folder, f"{TINY}, grids: [2x2], seeds: [0, 1], precision: fp32"))
+        results = sweep.run(plan, jobs=jobs, report=pytest.fail)
+        assert list(results["result"]) == ["done", "done"], results.to_string()
+        frames.append(records.gather(folder / "out")[["record", "strategy", "subdomain", "test_accuracy"]])
+    assert (frames[0]["test_accuracy"] - frames[1]["test_accuracy"]).abs().max() <= 0.03
+    assert frames[0].drop(columns="test_accuracy").equals(frames[1].drop(columns="test_accuracy"))
+
+
+def test_stale_records_are_listed_and_kept(tmp_path: Path, monkeypatch):
+    plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2]"))
+    plan[0].experiment.record(tmp_path / "out", progress=False)
+    assert plan[0].status() == "on record"
+    monkeypatch.setattr(records, "code_hash", lambda: "other")
+    assert plan[0].status() == "stale"
+    told = []
+    results = sweep.run(plan, report=told.append)
+    assert list(results["result"]) == ["skipped"]
+    assert plan[0].name in told[0]
+
+
+def test_a_damaged_record_counts_as_missing(tmp_path: Path):
+    plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2]"))
+    plan[0].experiment.record(tmp_path / "out", progress=False)
+    path = tmp_path / "out" / f"{plan[0].name}.json"
+    path.write_text(path.read_text()[:-20])
+    assert plan[0].status() == "new"
