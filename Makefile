@@ -1,4 +1,6 @@
 # Every command makes the environment that it needs, with the versions of constraints.txt, in $(VENV).
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help reproduce test lab notebooks lint lowest clean
 
@@ -20,9 +22,9 @@ $(READY): pyproject.toml constraints.txt
 
 reproduce: $(READY)  ## train the quick profile, write tables and figures to a fresh folder, compare with results/quick
 	@mkdir -p $(RUN)
-	@for name in quickstart decompositions aggregation transfer; do \
-		$(BIN)/papermill notebooks/*_$$name*.ipynb $(RUN)/$$name.ipynb --no-log-output \
-			-f notebooks/params/$${name}_digits.yaml -p output $(RUN) || exit 1; \
+	@for name in quickstart decompositions aggregation transfer training_time; do \
+		$(BIN)/papermill notebooks/*_$$name*.ipynb $(RUN)/$$name.ipynb -p output $(RUN) \
+			-f notebooks/params/$${name}_digits.yaml --log-level ERROR 2>&1 | { grep -v IPKernelApp || true; }; \
 	done
 	@echo "Tables, figures and executed notebooks: $(RUN)"
 	@$(BIN)/python -m ddlib compare $(RUN) results/quick
@@ -43,8 +45,13 @@ notebooks: $(READY)  ## run every notebook in place, to commit its outputs
 lint: $(READY)  ## format and check code and notebooks
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-lowest:  ## the tests with the lowest versions that pyproject.toml admits
-	$(MAKE) test VENV=.venv-lowest PYTEST_ADDOPTS=-q LOWEST=1
+lowest:  ## pytest with the lowest versions that pyproject.toml admits, in .venv-lowest
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*[d.replace(">=", "==") for e in (p["dependencies"], *p["optional-dependencies"].values()) for d in e], sep="\n")' \
+		> .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[test,data,cluster]'
+	.venv-lowest/bin/pytest
 
 clean:  ## delete caches and what 'make reproduce' wrote; the environment and results/ stay
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis build *.egg-info

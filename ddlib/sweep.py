@@ -14,9 +14,11 @@ A plan of several such blocks has them as a list under `blocks`.
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +160,7 @@ def run(
     todo = [point for point in plan if force or known[id(point)] == "new"]
     results = {point.name: ("skipped", known[id(point)]) for point in plan if point not in todo}
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    own = None if executor else ThreadPoolExecutor(jobs)  # each runs its notebook in a kernel, a process of its own
+    own = None if executor else ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_leave_interrupts_to_us)
     try:
         tasks: dict[Future, Point] = {
             (executor or own).submit(run_point, str(p.notebook), str(p.output), p.name, p.parameters, force, threads): p
@@ -173,10 +175,20 @@ def run(
                 reason = f"{type(error).__name__}: {error}"
             results[point.name] = ("failed", reason) if reason else ("done", "")
             bar.set_postfix_str(f"{point.name} {'failed' if reason else 'done'}")
-    finally:
+    except BaseException:
         if own is not None:
             own.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # its kernel ends with it
+                worker.terminate()
+        raise
+    if own is not None:
+        own.shutdown()
     return pd.DataFrame([(p.name, *results[p.name]) for p in plan], columns=["point", "result", "reason"])
+
+
+def _leave_interrupts_to_us() -> None:
+    """Ctrl-C reaches every process of a terminal; the workers are ended by the sweep itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_point(notebook: str, output: str, name: str, parameters: dict[str, Any], force: bool, threads: int) -> str:

@@ -1,12 +1,17 @@
 """Sweeps: plans are checked before anything runs, points on record are skipped, a failure stops nothing else."""
 
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from ddlib import records, sweep
 from ddlib.__main__ import main
+from ddlib.files import load_tensors
 
 ROOT = Path(__file__).parents[1]
 TINY = "width: 4, epochs: 1, dense_epochs: 1, train_size: 200, strategies: local vote cnn-dnn"
@@ -88,6 +93,30 @@ def test_two_jobs_leave_the_records_of_one(tmp_path: Path):
         frames.append(records.gather(folder / "out")[["record", "strategy", "subdomain", "test_accuracy"]])
     assert (frames[0]["test_accuracy"] - frames[1]["test_accuracy"]).abs().max() <= 0.03
     assert frames[0].drop(columns="test_accuracy").equals(frames[1].drop(columns="test_accuracy"))
+
+
+def test_an_interrupted_sweep_ends_at_once_and_keeps_what_it_has(tmp_path: Path):
+    longer = TINY.replace("epochs: 1", "epochs: 400", 1)
+    path = plan_file(tmp_path, f"{longer}, grids: [2x2]")
+    command = [sys.executable, "-m", "ddlib", "sweep", str(path)]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoints = tmp_path / "out" / "checkpoints"
+    for _ in range(600):
+        if list(checkpoints.glob("local-*.pt")):
+            break
+        time.sleep(0.2)
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert "what was finished is kept" in told
+    assert "Traceback" not in told
+    assert not list((tmp_path / "out").glob("*.json"))
+    kept = next(iter(checkpoints.glob("local-*.pt")))
+    time.sleep(3)
+    reached = len(load_tensors(kept)["history"])
+    assert reached < 400
+    time.sleep(2)
+    assert len(load_tensors(kept)["history"]) == reached, "the kernel ended with the sweep"
 
 
 def test_stale_records_are_listed_and_kept(tmp_path: Path, monkeypatch):

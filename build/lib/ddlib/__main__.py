@@ -1,0 +1,185 @@
+"""The command line: `python -m ddlib COMMAND`, also installed as `ddlib`.
+
+Exit codes: 0 all went well, 1 something failed or disagrees, 2 the command cannot be carried out, 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = """examples:
+  ddlib datasets                                     what there is, and what is present
+  ddlib datasets fetch cifar10
+  ddlib sweep notebooks/plans/quick.yaml --dry-run   the points of a plan
+  ddlib sweep notebooks/plans/cpu.yaml --only "backbone == 'vgg9' and seed == 0"
+  ddlib bench --output results/bench
+  ddlib compare runs/reproduce-20261120-120000 results/quick
+  ddlib doctor                                       for a bug report
+"""
+
+
+def print_datasets(root: str | None) -> None:
+    from . import datasets as sets
+
+    for name, row in sets.table(root).iterrows():
+        there = {"": "missing", "not needed": "no files needed"}.get(row["present"], row["present"])
+        print(f"{name}: {there}\n  {row['about']}\n  source {row['source']}; licence: {row['licence']}")
+        print(f"  layout: {row['layout']}" + (f"\n  checksum: {row['checksum']}" if row["checksum"] else ""))
+        if not row["present"]:
+            print(f"  fetch: {row['fetch']}")
+
+
+def datasets(options: argparse.Namespace) -> int:
+    from . import datasets as sets
+
+    if options.fetch is None:
+        print_datasets(options.root)
+        return 0
+    print(sets.fetch(options.fetch, options.root))
+    return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from . import sweep as sweeping
+
+    plan = sweeping.read_plan(options.plan)
+    if options.only:
+        frame = sweeping.table(plan)
+        try:
+            kept = set(frame.query(options.only)["point"])
+        except Exception as error:
+            raise ValueError(
+                f"--only {options.only!r} cannot be evaluated ({error}); columns: {', '.join(frame)}."
+            ) from None
+        plan = [point for point in plan if point.name in kept]
+    if options.dry_run:
+        print(sweeping.table(plan)[["point", "status", "notebook"]].to_string(index=False))
+        return 0
+    results = sweeping.run(plan, jobs=options.jobs, force=options.force)
+    with pd.option_context("display.max_colwidth", 100):
+        print(results.to_string(index=False))
+    print(results["result"].value_counts().reindex(["done", "skipped", "failed"], fill_value=0).to_string())
+    return int((results["result"] == "failed").any())
+
+
+def bench(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from . import bench as benching
+    from . import files
+
+    folder = files.writable_folder(options.output) if options.output else None
+    facts = benching.machine()
+    print(f"{facts['device']}, {facts['threads']} threads; matrix products reach {facts['ceiling']} GFLOP/s")
+    settings = [benching.Setting(parts=parts) for parts in ((2, 2), (4, 4))]
+    tables = {"engines": benching.engines(settings, options.repeats)}
+    if options.training_time:
+        tables["training_time"] = benching.training_time(benching.settings("full"), options.repeats)
+    for name, table in tables.items():
+        with pd.option_context("display.width", 200, "display.max_columns", 20, "display.precision", 3):
+            print(f"\n{name}\n{table.to_string(index=False)}")
+        if folder:
+            content = {"provenance": facts, "repeats": options.repeats, "rows": table.to_dict("records")}
+            files.write_atomically(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from .notebook import agrees
+
+    names = [path.name for path in sorted(Path(options.reference).glob("*.csv"))]
+    names = [name for name in names if (Path(options.folder) / name).exists()]
+    if not names:
+        raise ValueError(f"no table of {options.reference} has a namesake in {options.folder}.")
+    failed = 0
+    for name in names:
+        frame = pd.read_csv(Path(options.folder) / name, dtype={"subdomain": str}, keep_default_na=False)
+        try:
+            agrees(frame, Path(options.reference).absolute() / name, options.tolerance)
+        except AssertionError as error:
+            print(error, file=sys.stderr)
+            failed = 1
+    return failed
+
+
+def doctor(_: argparse.Namespace) -> int:
+    import shutil
+
+    from . import __version__, records
+    from . import datasets as sets
+    from .training import choose_device, choose_precision
+
+    device = choose_device()
+    facts = records.provenance(device.type, choose_precision("auto", device), 0.0, 0.0)
+    print(f"ddlib {__version__} (code {facts['code']}, commit {facts['commit'][:10]}), Python {facts['python']}")
+    print(", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
+    print(f"{device.type}: {facts['device']}, {facts['threads']} threads on {facts['cores']} cores")
+    print(f"precision that pays: {facts['precision']}")
+    folder = sets.data_folder()
+    place = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    state = "" if folder.exists() else " (not there yet)"
+    print(f"data folder {folder}{state}, {shutil.disk_usage(place).free >> 30} GiB free")
+    print_datasets(None)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="ddlib", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("datasets", help="list the data sets, or fetch one")
+    command.add_argument("action", nargs="?", choices=("list", "fetch"), default="list")
+    command.add_argument("fetch", nargs="?", metavar="NAME", help="the data set to fetch")
+    command.add_argument("--root", help="the data folder (default: $DDLIB_DATA, else a per-user cache folder)")
+    command.set_defaults(run=datasets)
+
+    command = commands.add_parser("sweep", help="run the points of a plan that are not on record")
+    command.add_argument("plan", help="a YAML file, see notebooks/plans/")
+    command.add_argument("--jobs", type=int, default=1, help="points at a time, sharing the cores (default 1)")
+    command.add_argument("--dry-run", action="store_true", help="only list the points and what is on record")
+    command.add_argument("--force", action="store_true", help="run points that are on record as well")
+    command.add_argument("--only", metavar="EXPR", help="a pandas query over the points, e.g. \"grid == '2x2'\"")
+    command.set_defaults(run=sweep)
+
+    command = commands.add_parser("bench", help="time the engines against the straightforward way")
+    command.add_argument("--output", help="folder for the records")
+    command.add_argument("--repeats", type=int, default=3)
+    command.add_argument("--training-time", action="store_true", help="also the training-time table (claim C4)")
+    command.set_defaults(run=bench)
+
+    command = commands.add_parser("compare", help="hold the tables of a run against committed ones")
+    command.add_argument("folder", help="what a run wrote, e.g. runs/reproduce-20261120-120000")
+    command.add_argument("reference", help="committed tables, e.g. results/quick")
+    command.add_argument("--tolerance", type=float, default=0.06, help="in shares of the test images (default 0.06)")
+    command.set_defaults(run=compare)
+
+    command = commands.add_parser("doctor", help="versions, device, data: for a bug report")
+    command.set_defaults(run=doctor)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.command == "datasets" and (options.action == "fetch") != (options.fetch is not None):
+        print("ddlib datasets: fetch needs the NAME of a data set.", file=sys.stderr)
+        return 2
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"ddlib {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""The networks: VGG9, ResNet20/32, MobileNetV2 and a 3-D CNN, each with a width and a number of groups.
+
+With `groups=G` a backbone is G independent networks side by side: its input is (B, G·C, *window), group g in
+channels gC … (g+1)C, its output (B, G·K), and every convolution is grouped.  All parameters and buffers then
+have their groups along the first axis, so that one network is a slice of every tensor (`Backbone.single`).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checks
+
+_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+class _Convolution:
+    """A convolution that computes the same as PyTorch's, faster in two cases that small windows are made of.
+
+    - Where windows have shrunk to at most two pixels an axis, every output of a 3×3 convolution sees every input:
+      it is a matrix product, with 16 of the 36 multiplications a padded convolution spends on 2×2 pixels.
+    - oneDNN's bf16 weight gradients are wrong for inputs of one or two layers (it reads and writes beyond them;
+      torch 2.15): there, on a CPU, it computes in fp32.
+    - Images of one or three channels waste most of a bf16 vector: on a CPU the first layer is faster in fp32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, images = x.shape[2:], x.dtype == torch.float32  # later layers see bf16
+        plain = (
+            max(size) > 2 or set(self.stride) != {1} or set(self.kernel_size) != {3} or self.in_channels == self.groups
+        )
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            thin = plain and (min(size) <= 2 if len(size) == 3 else size[-1] == 1 and max(self.stride) > 1)
+            if thin or (images and self.weight.shape[1] < 8):
+                with torch.autocast("cpu", enabled=False):
+                    return self.forward(x.float()).to(torch.get_autocast_dtype("cpu"))
+        if plain:
+            return super().forward(x)
+        pixels = torch.cartesian_prod(*(torch.arange(s, device=x.device) for s in size)).view(size.numel(), -1)
+        taps = torch.zeros(len(pixels), len(pixels), dtype=torch.int64, device=x.device)
+        for place in pixels.T:
+            taps = 3 * taps + 1 + place - place[:, None]  # [output pixel, input pixel]
+        weight = self.weight.to(x.dtype).flatten(2).transpose(1, 2)  # (G·o, taps, c)
+        weight = weight.index_select(1, taps.flatten())  # (G·o, out · in pixels, c)
+        weight = weight.unflatten(1, taps.shape).reshape(self.groups, -1, len(pixels) * self.weight.shape[1])
+        x = x.flatten(2).transpose(1, 2).unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3).flatten(2)
+        y = torch.bmm(x, weight.transpose(1, 2))  # (G, B, in pixels · c) → (G, B, o · out pixels)
+        y = y.unflatten(2, (-1, len(pixels))).permute(1, 3, 0, 2).flatten(2)  # (B, pixels, G·o)
+        return y.transpose(1, 2).unflatten(2, size)
+
+
+class _Conv2d(_Convolution, nn.Conv2d):
+    pass
+
+
+class _Conv3d(_Convolution, nn.Conv3d):
+    pass
+
+
+_CONV = {2: _Conv2d, 3: _Conv3d}
+
+
+class GroupedLinear(nn.Module):
+    """G linear layers side by side: (B, G·in) → (B, G·out); with one group, `nn.Linear`."""
+
+    def __init__(self, in_features: int, out_features: int, groups: int = 1):
+        super().__init__()
+        self.groups = groups
+        one = nn.Linear(in_features, out_features)
+        self.weight = nn.Parameter(one.weight.detach().repeat(groups, 1))  # (G·out, in)
+        self.bias = nn.Parameter(one.bias.detach().repeat(groups))  # (G·out,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.groups == 1:
+            return F.linear(x, self.weight, self.bias)
+        x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)  # (G, B, in)
+        weight = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (G, in, out)
+        return torch.bmm(x, weight).transpose(0, 1).flatten(1) + self.bias
+
+
+class Backbone(nn.Module):
+    """A CNN, or `groups` of them side by side.
+
+    Subclasses build their layers in `__init__` and map images (B, G·C, *window) to logits (B, G·K).
+    The layers of a subclass are convolutions, batch norms and `GroupedLinear`s, so that the rule above holds.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int, groups: int):
+        super().__init__()
+        self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
+        self.dims, self.groups = dims, groups
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, depthwise: bool = False) -> nn.Module:
+        """A convolution without bias, padded so that stride 1 keeps the size, in each group."""
+        g, blocks = self.groups, self.groups * (inputs if depthwise else 1)
+        layer = _CONV[self.dims](
+            inputs * g, outputs * g, kernel, stride=stride, padding=kernel // 2, groups=blocks, bias=False
+        )
+        nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+        return layer
+
+    def norm(self, channels: int) -> nn.Module:
+        return _NORM[self.dims](channels * self.groups)
+
+    def pool(self) -> nn.Module:
+        """2×2 max-pool that rounds up, so that a window of any size passes."""
+        return _POOL[self.dims](2, ceil_mode=True)
+
+    def classifier(self, features: int) -> nn.Module:
+        return GroupedLinear(features, self.num_classes, self.groups)
+
+    def single(self, group: int) -> "Backbone":
+        """Group `group` as a plain, stand-alone network with its own copy of the weights."""
+        with torch.random.fork_rng(devices=[]):
+            net = type(self)(self.in_channels, self.num_classes, self.width, self.dims, 1)
+        state = {key: self._slice(value, group).clone() for key, value in self.state_dict().items()}
+        first = next(iter(state.values()))
+        net.to(device=first.device, dtype=first.dtype).load_state_dict(state)
+        return net.train(self.training)
+
+    def load_single(self, group: int, net: nn.Module) -> None:
+        """Put the weights of a stand-alone network back into group `group`."""
+        given = net.state_dict()
+        own = self.state_dict()
+        if given.keys() != own.keys():
+            raise ValueError(f"a {type(net).__name__} does not fit into a {type(self).__name__}.")
+        for key, value in own.items():
+            part = self._slice(value, group)
+            if part.shape != given[key].shape:
+                raise ValueError(f"{key} has shape {tuple(given[key].shape)}, group {group} needs {tuple(part.shape)}.")
+            part.copy_(given[key])
+
+    def _slice(self, value: Tensor, group: int) -> Tensor:
+        return value.unflatten(0, (self.groups, -1))[group] if value.ndim else value  # batch counters have no axis
+
+
+class VGG9(Backbone):
+    """3×3 convolutions with batch norm and ReLU: two of width w, two of 2w, three of 4w, max-pool after each."""
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        layers, channels = [], in_channels
+        for outputs, count in ((width, 2), (2 * width, 2), (4 * width, 3)):
+            for layer in range(count):
+                layers += [self.conv(channels, outputs), self.norm(outputs)]
+                layers += [self.pool()] if layer == count - 1 else []  # before the ReLU: the same, on fewer pixels
+                layers += [nn.ReLU(inplace=True)]
+                channels = outputs
+        self.features = nn.Sequential(*layers)
+        self.head = self.classifier(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(2).mean(2))
+
+
+class _Residual(nn.Module):
+    """Two 3×3 convolutions and a shortcut; a 1×1 projection where the shape changes."""
+
+    def __init__(self, net: Backbone, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1, self.norm1 = net.conv(inputs, outputs, stride=stride), net.norm(outputs)
+        self.conv2, self.norm2 = net.conv(outputs, outputs), net.norm(outputs)
+        self.shortcut = (
+            nn.Sequential(net.conv(inputs, outputs, 1, stride), net.norm(outputs))
+            if stride != 1 or inputs != outputs
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet(Backbone):
+    """Three stages of w, 2w, 4w with `blocks` residual blocks each: depth 6·blocks + 2."""
+
+    blocks: int
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        self.stem = nn.Sequential(self.conv(in_channels, width), self.norm(width), nn.ReLU(inplace=True))
+        stages, channels = [], width
+        for stage, outputs in enumerate((width, 2 * width, 4 * width)):
+            for block in range(self.blocks):
+                stages.append(_Residual(self, channels, outputs, stride=2 if stage and not block else 1))
+                channels = outputs
+        self.stages = nn.Sequential(*stages)
+        self.head = self.classifier(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).flatten(2).mean(2))
+
+
+class ResNet20(ResNet):
+    blocks = 3
+
+
+class ResNet32(ResNet):
+    blocks = 5
+
+
+class CNN3D(Backbone):
+    """The 3-D network of the Keras CT example: four of convolution, ReLU, max-pool, batch norm; a dense layer.
+
+    Filters w, w, 2w, 4w (64-64-128-256 in the original), dense layer 8w.  Its convolutions are padded, so that
+    thin windows pass, and its dropout is left out, so that every engine computes the same (both ours).
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 3, groups: int = 1):
+        if dims != 3:
+            raise ValueError(f"backbone 'cnn3d' needs volumes (dims=3), got dims={dims}.")
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        layers, channels = [], in_channels
+        for outputs in (width, width, 2 * width, 4 * width):
+            layers += [self.conv(channels, outputs), self.pool(), nn.ReLU(inplace=True), self.norm(outputs)]
+            channels = outputs
+        self.features = nn.Sequential(*layers)
+        self.dense = GroupedLinear(channels, 2 * channels, groups)
+        self.head = self.classifier(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.dense(self.features(x).flatten(2).mean(2))))
+
+
+class _Inverted(nn.Module):
+    """Expand by 1×1, filter each channel by 3×3, project by 1×1; a shortcut where the shape stays."""
+
+    def __init__(self, net: Backbone, inputs: int, outputs: int, stride: int, expansion: int):
+        super().__init__()
+        hidden = inputs * expansion
+        layers = [] if expansion == 1 else [net.conv(inputs, hidden, 1), net.norm(hidden), nn.ReLU6(inplace=True)]
+        layers += [net.conv(hidden, hidden, 3, stride, depthwise=True), net.norm(hidden), nn.ReLU6(inplace=True)]
+        self.layers = nn.Sequential(*layers, net.conv(hidden, outputs, 1), net.norm(outputs))
+        self.keeps = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.keeps else self.layers(x)
+
+
+class MobileNetV2(Backbone):
+    """Sandler et al. 2018, with width 32 that of the original, and strides for small images.
+
+    The first convolution and the second stage keep the size (as is common for CIFAR), and the dropout before the
+    classifier is left out, so that every engine computes the same (both ours).
+    """
+
+    stages = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        layers = [self.conv(in_channels, width), self.norm(width), nn.ReLU6(inplace=True)]
+        channels = width
+        for expansion, filters, count, stride in self.stages:
+            outputs = max(1, round(filters * width / 32))
+            for block in range(count):
+                layers.append(_Inverted(self, channels, outputs, 1 if block else stride, expansion))
+                channels = outputs
+        last = 40 * width
+        self.features = nn.Sequential(*layers, self.conv(channels, last, 1), self.norm(last), nn.ReLU6(inplace=True))
+        self.head = self.classifier(last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(2).mean(2))
+
+
+Builder = Callable[..., nn.Module]
+
+# Add one's own here: a subclass of `Backbone` can be grouped, any other callable is trained one by one.
+BACKBONES: dict[str, type[Backbone] | Builder] = {
+    "vgg9": VGG9,
+    "resnet20": ResNet20,
+    "resnet32": ResNet32,
+    "mobilenet_v2": MobileNetV2,
+    "cnn3d": CNN3D,
+}
+
+
+def groupable(name: str | Builder) -> bool:
+    """Whether several networks of this kind can be one grouped module: subclasses of `Backbone`, by name or as such."""
+    kind = BACKBONES.get(name) if isinstance(name, str) else name
+    return isinstance(kind, type) and issubclass(kind, Backbone)
+
+
+def build(
+    name: str | Builder,
+    in_channels: int,
+    num_classes: int,
+    width: int,
+    dims: int = 2,
+    groups: int = 1,
+) -> nn.Module:
+    """A CNN of the given width, the channels of its first block; `groups` of them side by side.
+
+    The weights come from torch's global random state, network after network: a group starts from the very
+    weights that as many single networks would, built in the same order.
+
+    Args:
+        name: a key of `BACKBONES`, a subclass of `Backbone`, or any callable `f(in_channels=, num_classes=, width=,
+            dims=)` that returns an `nn.Module` from images (B, C, *window) to logits (B, K), which cannot be
+            grouped.
+
+    Raises:
+        ValueError: an unknown name (the nearest is named), or a number out of range.
+    """
+    spec = dict(
+        in_channels=checks.whole("in_channels", in_channels, 1),
+        num_classes=checks.whole("num_classes", num_classes, 2),
+        width=checks.whole("width", width, 1),
+        dims=checks.whole("dims", dims, 2, 3),
+    )
+    kind = name if callable(name) else BACKBONES[checks.one_of("backbone", name, BACKBONES)]
+    if not groupable(name):
+        if groups != 1:
+            raise ValueError(f"{name!r} cannot be grouped; only {', '.join(filter(groupable, BACKBONES))} can.")
+        return kind(**spec)
+    if checks.whole("groups", groups, 1) == 1:
+        return kind(**spec, groups=1)
+    with torch.random.fork_rng(devices=[]):
+        together = kind(**spec, groups=groups)
+    for group in range(groups):
+        together.load_single(group, kind(**spec, groups=1))
+    return together
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,252 @@
+"""A network's width split along the channels into sub-networks, and sub-networks composed to a network (P3).
+
+    network → split → P sub-networks, trained alone → compose → the global network, trained further
+
+Stated in P3's abstract: the width is partitioned along the channels, the depth kept; sub-networks train alone, on
+"the corresponding decomposed samples"; their weights, recomposed, initialise the global network, which can extract
+their feature maps, and whose cost and accuracy are bounded from both sides by theirs.  Ours: zero blocks between
+sub-networks, averaged logits, what the samples are (all, a share or a window), the form and proofs of the bounds.
+Not checked, for lack of P3's text: which bounds it proves, assuming what, and how it treats batch norm.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .backbones import Backbone, GroupedLinear
+from .datasets import Split
+from .decomposition import Decomposition
+from .local import LocalCNNs
+
+_LAYERS = (nn.Conv2d, nn.Conv3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear, GroupedLinear)  # that can be split
+
+
+def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
+    """The sub-networks of a network: of its kind and depth, each with its share of every layer's channels (P3).
+
+    Each keeps its diagonal block of every kernel; what lies between the blocks is left out.  The classifiers are
+    multiplied by P, so that the network's logits are the average of theirs where all that is zero (ours).
+    `split(compose(subs), widths)` is `subs`, but for the classifiers' biases, each now the mean: bit for bit where P
+    is a power of two, else but for the last bit of the classifiers' weights: not every number is P times another.
+
+    Args:
+        parts: P, as even as possible and the wider ones first; or the width of each.
+
+    Raises:
+        ValueError: more parts than channels, widths that do not add up, or a layer (named) that cannot be split.
+    """
+    _check([network])
+    if isinstance(parts, Sequence):
+        widths = [checks.whole("a sub-network's width", width, 1) for width in parts]
+        if sum(widths) != network.width:
+            raise ValueError(f"the sub-networks' widths must add up to {network.width}, got {parts!r}.")
+    else:
+        count = checks.whole(f"the number of parts of {network.width} channels", parts, 1, network.width)
+        widths = [network.width // count + (p < network.width % count) for p in range(count)]
+    subs = [_resized(network, width) for width in widths]
+    for name, whole, pieces, blocks in _matched(network, subs):
+        for piece, block in zip(pieces, blocks, strict=True):
+            piece.copy_(whole[block] * len(subs) if name == "head.weight" else whole[block])
+    return subs
+
+
+def compose(subs: Sequence[Backbone] | LocalCNNs, noise: float = 0.0) -> Backbone:
+    """The global network of sub-networks side by side, whose logits are the average of theirs (P3).
+
+    Kernels are block diagonal; batch norms (statistics too) and what reads the image are concatenated; so are the
+    classifiers, divided by P, with the mean of the biases.  Nothing holds the blocks between sub-networks at zero:
+    they receive gradients from the first step.
+
+    Every layer's feature maps are those of the sub-networks, side by side, in train mode as in eval: by induction a
+    kernel sees the image or their maps, of which its zero blocks let through its own, and batch norm, activation,
+    pooling and shortcut treat each channel alone.  This holds for images of any size, so that sub-networks trained on
+    windows compose to a network on whole images.
+
+    Args:
+        subs: sub-networks of one kind, of any widths; or the `LocalCNNs` in which they were trained.
+        noise: the blocks between sub-networks start at so many times a random initialisation of the global network
+            (from torch's global random state), each layer in its own scale; 0 leaves them zero (ours).
+
+    Raises:
+        ValueError: sub-networks that differ in more than width and weights; a layer (named) that cannot be split.
+    """
+    subs = [subs.subnet(i) for i in range(len(subs))] if isinstance(subs, LocalCNNs) else list(subs)
+    checks.real("noise", noise, 0)
+    _check(subs)
+    network = _resized(subs[0], sum(sub.width for sub in subs), drawn=noise > 0)
+    for name, whole, pieces, blocks in _matched(network, subs):
+        if pieces[0].shape == whole.shape:  # the classifier's bias, counters of batches: their mean
+            apart = sum(piece - pieces[0] for piece in pieces) / len(subs)  # 0, without rounding, where all are equal
+            whole.copy_(pieces[0] + apart.to(whole.dtype))
+            continue
+        whole.mul_(noise) if noise else whole.zero_()
+        for piece, block in zip(pieces, blocks, strict=True):
+            whole[block] = piece / len(subs) if name == "head.weight" else piece
+    return network
+
+
+def side_by_side(subs: Sequence[Backbone], windows: Decomposition | Sequence[int]) -> LocalCNNs:
+    """Sub-networks of equal width as `LocalCNNs`, for `train_local` with any engine; `compose` takes them back.
+
+    Args:
+        windows: one for each, so that spatial and channel decomposition combine; or the image's shape, for all of it.
+
+    Raises:
+        ValueError: sub-networks that `compose` refuses, of different widths, or not as many as windows.
+    """
+    _check(subs)
+    if not isinstance(windows, Decomposition):
+        windows = Decomposition.regions(windows, {f"channels {p}": [(0, n) for n in windows] for p in range(len(subs))})
+    first, widths = subs[0], [sub.width for sub in subs]
+    if len({*widths}) > 1 or len(subs) != len(windows) or first.dims != len(windows.image_shape):
+        raise ValueError(f"sub-networks of widths {widths} on {first.dims} axes do not fit {windows}, or one another.")
+    sizes = {"in_channels": first.in_channels, "num_classes": first.num_classes}
+    with torch.random.fork_rng(devices=[]):
+        local = LocalCNNs(type(first), windows, **sizes, width=sum(widths), local_width=first.width)
+        local = _like(first, local)
+    for index, sub in enumerate(subs):
+        local.load_subnet(index, sub)
+    return local
+
+
+def shares(data: Split, parts: int, seed: int = 0) -> list[Split]:
+    """Deal images into P shares of equal size, each class in proportion; up to P − 1 images are left over (ours).
+
+    Raises:
+        ValueError: more shares than images.
+    """
+    checks.whole(f"the number of shares of {len(data)} images", parts, 1, len(data))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.labels.device)
+    order = order[data.labels[order].argsort(stable=True)]
+    hands = [order[p::parts][: len(data) // parts] for p in range(parts)]
+    return [replace(data, images=data.images[hand], labels=data.labels[hand]) for hand in hands]
+
+
+@torch.no_grad()
+def feature_maps(network: Backbone, x: Tensor) -> dict[str, Tensor]:
+    """What each layer and block below the classifier makes of normalised images (B, C, *shape), in eval mode.
+
+    Returns:
+        {layer: (B, channels, *its shape)}, in the order of computing; for a composed network, up to rounding, the
+        sub-networks' side by side: `torch.cat([maps[layer] for maps in theirs], 1)`.
+    """
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        return lambda layer, inputs, output: maps.update({name: output.clone()})  # the next layer may work in place
+
+    with ExitStack() as after:
+        after.callback(network.train, network.training)
+        for name, layer in network.named_modules():
+            if name not in ("", "head"):
+                after.callback(layer.register_forward_hook(keep(name)).remove)
+        network.eval()(x)
+    return maps
+
+
+def bounds(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Cross-entropy and accuracy of the composed network, and bounds on them, from its sub-networks on one input.
+
+    Sub-network p has logits z_p, p_p = softmax(z_p) and, with the true class y and lse = log Σ exp, the cross-entropy
+    CE_p = lse(z_p) − z_py; the composed network has the logits z = mean z_p.  For each image (the proofs are ours):
+
+    - CE ≤ mean CE_p ≤ max CE_p: lse is convex, lse(mean z_p) ≤ mean lse(z_p); subtract z_y = mean z_py.
+    - CE ≥ mean CE_p − mean KL(q ‖ p_p) for every distribution q, here the average probability.  With l = mean log p_p,
+      CE = lse(l) − l_y = lse(l) + mean CE_p, and lse(l) = log Σ q_k exp(l_k − log q_k) ≥ Σ q_k (l_k − log q_k)
+      = −mean KL(q ‖ p_p) by Jensen's inequality.  And CE ≥ 0.
+    - Where all are right, so is the composed network: if z_py ≥ z_pk for all p, then in the mean, strictly where one
+      is strict.  So accuracy ≥ the share of these images ≥ 1 − Σ (1 − accuracy_p).
+    - Where one wrong class k beats y in all, z_pk > z_py, it does so in the mean: the composed network is wrong.
+      But for K > 2 neither CE ≥ min CE_p nor "wrong where all are wrong" holds: errors that differ average out.
+
+    Args:
+        logits: (n, P, K); or log-probabilities, of `predict(sub, data.test, precision="fp32")`, say (bf16 rounds).
+        labels: (n,) the true classes.
+
+    Returns:
+        `cross_entropy` and `accuracy` of the average logits, over all images, each with its bounds `_low` and
+        `_high`; and `cross_entropy_highest`, that of the worst sub-network.
+    """
+    if logits.ndim != 3 or labels.shape != logits.shape[:1] or not len(labels):
+        raise ValueError(f"needs logits (n, P, K) and labels (n,), got {tuple(logits.shape)}, {tuple(labels.shape)}.")
+    log_p = logits.double().log_softmax(-1)
+    mean, q = log_p.mean(1), log_p.exp().mean(1, keepdim=True)  # (n, K), (n, 1, K)
+    log_true = log_p.gather(2, labels.view(-1, 1, 1).expand(-1, log_p.shape[1], 1))  # (n, P, 1)
+    cost = -log_true.squeeze(2)  # (n, P)
+    apart = (torch.special.xlogy(q, q) - q * log_p).nan_to_num(0, float("inf")).sum(2)  # (n, P) KL; 0 · log 0 = 0
+    low = (cost.mean(1) - apart.mean(1)).nan_to_num(0, float("inf")).clamp_min(0)  # (n,)
+    figures = {
+        "cross_entropy": nn.functional.cross_entropy(mean, labels),
+        "cross_entropy_low": low.mean(),
+        "cross_entropy_high": cost.mean(),
+        "cross_entropy_highest": cost.mean(0).max(),
+        "accuracy": (mean.argmax(1) == labels).double().mean(),
+        "accuracy_low": (log_p.argmax(2) == labels[:, None]).all(1).double().mean(),
+        "accuracy_high": (log_p <= log_true).any(1).all(1).double().mean(),
+    }
+    return {name: figure.item() for name, figure in figures.items()}
+
+
+def _matched(network: Backbone, subs: Sequence[Backbone]) -> Iterator[tuple[str, Tensor, list[Tensor], list[tuple]]]:
+    """Each tensor of a network, the sub-networks' of that name, and the block where each of them lies.
+
+    On an axis where sizes add up the blocks follow one another; an axis in common (channels of the image, pixels of
+    a kernel, classes) belongs to every block.
+    """
+    widths = [sub.width for sub in subs]
+    for sub in subs:
+        for layer, *_ in sorted(_structure(network) ^ _structure(sub)):
+            raise ValueError(f"layer {layer!r} cannot be split: another at width {sub.width} than at {network.width}.")
+    states = [sub.state_dict() for sub in subs]
+    for name, whole in network.state_dict().items():
+        pieces, layer, axes = [state[name] for state in states], name.rpartition(".")[0], []
+        for axis, (size, *sizes) in enumerate(zip(whole.shape, *(piece.shape for piece in pieces), strict=True)):
+            if sum(sizes) == size:
+                axes.append([slice(end - own, end) for own, end in zip(sizes, accumulate(sizes), strict=True)])
+            elif set(sizes) == {size} and (axis > 0 or layer == "head"):
+                axes.append([slice(None)] * len(subs))
+            else:
+                told = f"its sizes {sizes} at widths {widths} do not add up to {size} at width {network.width}"
+                raise ValueError(f"layer {layer!r} cannot be split: {told} (for MobileNetV2, try multiples of 4).")
+        yield name, whole, pieces, [tuple(axis[p] for axis in axes) for p in range(len(subs))]
+
+
+def _structure(network: nn.Module) -> set[tuple[str, ...]]:
+    """Layers and their switches: whether a block of MobileNetV2 has a shortcut, say, which depends on its width."""
+    return {(n, *(k for k, v in vars(m).items() if v is True and k != "training")) for n, m in network.named_modules()}
+
+
+def _resized(network: Backbone, width: int, drawn: bool = False) -> Backbone:
+    """Another network of that kind with new weights; `drawn` from torch's global random state, or leaving it alone."""
+    with torch.random.fork_rng(devices=[], enabled=not drawn):
+        return _like(network, type(network)(network.in_channels, network.num_classes, width, network.dims, 1))
+
+
+def _like(network: nn.Module, other: nn.Module) -> nn.Module:
+    place = next(network.parameters())
+    return other.to(place.device, place.dtype).train(network.training)
+
+
+def _check(networks: Sequence[nn.Module]) -> None:
+    """Refuse networks with a layer that mixes channels in its own way, and networks that do not go together."""
+    for network in networks:
+        for name, layer in network.named_modules():
+            full = getattr(layer, "groups", 1) in (1, getattr(layer, "in_channels", 1))  # or depthwise
+            has_own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+            if has_own and not (full and isinstance(layer, _LAYERS) and isinstance(network, Backbone)):
+                told = "only convolutions (full or depthwise), batch norms and linear layers of one Backbone can be"
+                raise ValueError(f"layer {name!r} of a {type(network).__name__} cannot be split: {layer}; {told}.")
+    for what, values in {
+        "kind": [type(network).__name__ for network in networks],
+        "image channels": [network.in_channels for network in networks],
+        "axes": [network.dims for network in networks],
+        "classes": [network.num_classes for network in networks],
+        "device and precision": {f"{p.dtype} on {p.device}" for network in networks for p in network.parameters()},
+    }.items():
+        if len(set(values)) != 1:
+            raise ValueError(f"sub-networks must agree in {what}, got {', '.join(map(str, values)) or 'none'}.")

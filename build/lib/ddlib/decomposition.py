@@ -1,0 +1,179 @@
+"""Windows on an image or a volume: grids with overlap, named regions, and cutting.
+
+The image domain Ω is covered by N windows, one for each local CNN (P1, P2).  Two-dimensional images are
+(H, W), volumes (H, W, D); everything here works for any number of axes.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+Bounds = tuple[tuple[int, int], ...]  # (start, stop) for each axis
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """N windows on an image of `image_shape`, in a fixed order (row-major for grids).
+
+    Made by `Decomposition.grid` or `Decomposition.regions`.
+
+    Attributes:
+        image_shape: pixels for each axis.
+        bounds: for each window, (start, stop) for each axis.
+        names: for each window, its name: "0,1" on a grid, the given name for a region.
+        parts: subdomains for each axis of a grid; None for regions and subsets.
+        overlap: pixels for each axis of a grid.
+    """
+
+    image_shape: tuple[int, ...]
+    bounds: tuple[Bounds, ...]
+    names: tuple[str, ...]
+    parts: tuple[int, ...] | None = None
+    overlap: tuple[int, ...] | None = None
+
+    @classmethod
+    def grid(
+        cls, shape: Sequence[int], parts: int | Sequence[int], overlap: int | Sequence[int] = 0
+    ) -> "Decomposition":
+        """Cut an image of `shape` into a grid of `parts` subdomains, each extended by `overlap` (P1, P2).
+
+        `overlap` δ is the number of pixels by which a window reaches past its own subdomain on each interior
+        side, clipped at the image's border, as in overlapping Schwarz methods.  `parts` and `overlap` are one
+        value for all axes or one for each.  A grid that does not divide the image gives subdomains that differ
+        by one pixel, the larger ones first (ours).
+
+        Raises:
+            ValueError: a grid finer than the image, a negative overlap, or one as large as the image.
+        """
+        shape = _per_axis("shape", shape, None, 1)
+        parts = _per_axis("parts", parts, len(shape), 1)
+        overlap = _per_axis("overlap", overlap, len(shape), 0)
+        for axis, (length, count, reach) in enumerate(zip(shape, parts, overlap, strict=True)):
+            if count > length:
+                raise ValueError(f"grid {parts} is finer than the image {shape}: {count} > {length} on axis {axis}.")
+            if reach >= length:
+                raise ValueError(f"overlap {reach} must be smaller than the image, {length} pixels on axis {axis}.")
+        axes = [_intervals(*axis) for axis in zip(shape, parts, overlap, strict=True)]
+        return cls(
+            image_shape=shape,
+            bounds=tuple(itertools.product(*axes)),
+            names=tuple(",".join(map(str, place)) for place in itertools.product(*map(range, parts))),
+            parts=parts,
+            overlap=overlap,
+        )
+
+    @classmethod
+    def regions(cls, shape: Sequence[int], regions: Mapping[str, Sequence[Sequence[int]]]) -> "Decomposition":
+        """Named windows, e.g. `{"eyes": ((20, 50), (8, 76))}`: (start, stop) for each axis (ours).
+
+        Regions may overlap and need not cover the image.
+
+        Raises:
+            ValueError: no region, or one that is empty or reaches outside the image.
+        """
+        shape = _per_axis("shape", shape, None, 1)
+        if not regions:
+            raise ValueError("regions must name at least one window, got none.")
+        for name, window in regions.items():
+            if len(window) != len(shape) or any(len(side) != 2 for side in window):
+                raise ValueError(f"region {name!r} must give (start, stop) for {len(shape)} axes, got {window!r}.")
+            for axis, ((start, stop), length) in enumerate(zip(window, shape, strict=True)):
+                start, stop = (checks.whole(f"region {name!r}", edge, -length) for edge in (start, stop))
+                if not 0 <= start < stop <= length:
+                    raise ValueError(
+                        f"region {name!r} reaches outside the image or is empty: ({start}, {stop}) on axis {axis}, "
+                        f"allowed 0 ≤ start < stop ≤ {length}."
+                    )
+        bounds = tuple(tuple((int(a), int(b)) for a, b in window) for window in regions.values())
+        return cls(image_shape=shape, bounds=bounds, names=tuple(regions))
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __repr__(self) -> str:
+        image = "×".join(map(str, self.image_shape))
+        if self.parts is not None:
+            reach = self.overlap if len(set(self.overlap)) > 1 else self.overlap[0]
+            what = f"grid {'×'.join(map(str, self.parts))}, overlap {reach}"
+        else:
+            what = f"windows {', '.join(self.names)}"
+        sizes = sorted({"×".join(map(str, s)) for s in self.window_shapes})
+        return f"Decomposition({image} image, {what}: {len(self)} windows of {', '.join(sizes)})"
+
+    @property
+    def windows(self) -> tuple[tuple[slice, ...], ...]:
+        """N tuples of slices, one slice for each axis."""
+        return tuple(tuple(slice(a, b) for a, b in window) for window in self.bounds)
+
+    @property
+    def window_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Pixels for each axis of each window."""
+        return tuple(tuple(b - a for a, b in window) for window in self.bounds)
+
+    def families(self) -> list[list[int]]:
+        """Indices of windows of equal shape, together: each family can be one grouped network."""
+        together: dict[tuple[int, ...], list[int]] = {}
+        for index, shape in enumerate(self.window_shapes):
+            together.setdefault(shape, []).append(index)
+        return list(together.values())
+
+    def subset(self, indices: Sequence[int]) -> "Decomposition":
+        """Only the windows `indices`, in that order: what one worker holds."""
+        return Decomposition(
+            self.image_shape, tuple(self.bounds[i] for i in indices), tuple(self.names[i] for i in indices)
+        )
+
+    def cut(self, x: Tensor) -> list[Tensor]:
+        """Cut images (..., *image_shape) into N tensors (..., *window); views, nothing is copied."""
+        if tuple(x.shape[-len(self.image_shape) :]) != self.image_shape:
+            raise ValueError(f"images must end in shape {self.image_shape}, got a tensor of shape {tuple(x.shape)}.")
+        return [x[(..., *window)] for window in self.windows]
+
+    def multiplicity(self) -> Tensor:
+        """How many windows cover each pixel: an int64 tensor of `image_shape`."""
+        count = torch.zeros(self.image_shape, dtype=torch.int64)
+        for part in self.cut(count):
+            part += 1
+        return count
+
+    def paint(self, values: Sequence[float]) -> Tensor:
+        """One value for each window, drawn on the image: the mean over the windows that cover a pixel.
+
+        Returns a float64 tensor of `image_shape`, NaN where no window lies.
+        """
+        total = torch.zeros(self.image_shape, dtype=torch.float64)
+        for part, value in zip(self.cut(total), values, strict=True):
+            part += float(value)
+        return total / self.multiplicity()  # 0 / 0 = NaN
+
+
+def parse_grid(text: str | Sequence[int]) -> tuple[int, ...]:
+    """ "2x2" or "4x4x1" → (2, 2) or (4, 4, 1); a sequence passes through."""
+    try:
+        given = [int(n) for n in text.lower().split("x")] if isinstance(text, str) else text
+        parts = tuple(checks.whole("a part", n, 1) for n in given)
+    except (TypeError, ValueError):
+        parts = ()
+    if not parts or min(parts) < 1:
+        raise ValueError(f"a grid is written like '2x2' or '4x4x1', got {text!r}.")
+    return parts
+
+
+def _intervals(length: int, count: int, overlap: int) -> list[tuple[int, int]]:
+    size, rest = divmod(length, count)
+    edges = [k * size + min(k, rest) for k in range(count + 1)]
+    return [(max(a - overlap, 0), min(b + overlap, length)) for a, b in itertools.pairwise(edges)]
+
+
+def _per_axis(what: str, value: int | Sequence[int], axes: int | None, low: int) -> tuple[int, ...]:
+    given = tuple(value) if isinstance(value, Sequence) else (value,) * (axes or 1)
+    if not given:
+        raise ValueError(f"{what} must give a value for each axis, got {value!r}.")
+    if axes is not None and len(given) != axes:
+        raise ValueError(f"{what} must give one value or {axes} values, one for each axis, got {value!r}.")
+    return tuple(checks.whole(what, v, low) for v in given)

@@ -1,0 +1,210 @@
+"""Where the local CNNs train: fused on this machine, one by one, or on any `concurrent.futures.Executor`.
+
+Local training needs no communication (P1, P2), so all engines compute the same weights up to rounding.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import checks
+from .backbones import groupable
+from .datasets import ImageSet, Split, load_dataset
+from .local import LocalCNNs
+from .training import RECIPES, Recipe, choose_device, fit, progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENGINES = ("auto", "fused", "loop")
+
+
+def train_local(
+    local: LocalCNNs,
+    data: ImageSet | Split,
+    recipe: Recipe = RECIPES["local"],
+    *,
+    engine: str | Executor = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool | str = True,
+) -> "pd.DataFrame":
+    """Train the N local CNNs, each alone on its own window, in place (P1, P2: the first step).
+
+    Args:
+        engine: "fused" trains all in one module with grouped convolutions, in several passes where memory is short;
+            "loop" one after another; an executor a task for each, on its workers.  "auto" is fused, which was the
+            faster one wherever it was measured (`ddlib bench`), and the loop for backbones that cannot be grouped.
+        checkpoint: a file (fused), or the stem of one file for each part; training goes on from there.
+
+    Returns:
+        A row an epoch: loss and train_accuracy, means over the networks; seconds, the sum over what was trained
+        apart; and then seconds_longest, the longest of them, which is what as many workers would need.
+
+    Raises:
+        ValueError: an unknown engine (the nearest is named), or a recipe that does not fit the data or the device.
+    """
+    each = [[index] for index in range(len(local))]
+    if isinstance(engine, Executor):
+        return _gather(local, _on_executor(local, each, data, recipe, engine, checkpoint, progress))
+    engine = checks.one_of("engine", engine, ENGINES)
+    if engine == "auto":
+        engine = "fused" if groupable(local.backbone) else "loop"
+    parts = each if engine == "loop" else _passes(local, data, recipe)
+    if len(parts) == 1 and engine == "fused":
+        return fit(local, data, recipe, checkpoint=checkpoint, progress=progress)
+    return _gather(local, _one_by_one(local, parts, data, recipe, checkpoint, progress))
+
+
+def process_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
+    """Fresh processes on this machine, with `threads` threads each: more threads than cores stall one another."""
+    return ProcessPoolExecutor(
+        checks.whole("workers", workers, 1),
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(checks.whole("threads", threads, 1),),
+    )
+
+
+def train_part(
+    part: LocalCNNs, data: dict[str, Any] | Split, recipe: Recipe, checkpoint: str | None = None
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The task of an executor: train a few local CNNs; weights (on the CPU) and history out.  May run twice.
+
+    Args:
+        data: how to load the data set on the worker (`ImageSet.source`), or its training split itself.
+    """
+    split = data if isinstance(data, Split) else _loaded(**data).train
+    part = copy.deepcopy(part)  # an executor of threads hands over the caller's own
+    history = fit(part, split, recipe, checkpoint=checkpoint, progress=False)
+    return part.cpu().state_dict(), history.to_dict("records")
+
+
+Trained = tuple[Sequence[int], LocalCNNs, list[dict[str, float]]]
+
+
+def _one_by_one(
+    local: LocalCNNs,
+    parts: Sequence[Sequence[int]],
+    data: ImageSet | Split,
+    recipe: Recipe,
+    checkpoint: str | Path | None,
+    progress: bool | str,
+) -> Iterator[Trained]:
+    copies = [local.part(indices) for indices in parts]  # before any is trained and put back
+    for number, (indices, part) in enumerate(zip(parts, copies, strict=True)):
+        title = progress and f"local CNNs, {number + 1} of {len(parts)}"
+        history = fit(part, data, recipe, checkpoint=_numbered(checkpoint, number), progress=title)
+        yield indices, part, history.to_dict("records")
+
+
+def _on_executor(
+    local: LocalCNNs,
+    parts: Sequence[Sequence[int]],
+    data: ImageSet | Split,
+    recipe: Recipe,
+    executor: Executor,
+    checkpoint: str | Path | None,
+    progress: bool | str,
+) -> Iterator[Trained]:
+    local.cpu()
+    if isinstance(data, ImageSet):
+        data = data.source or data.train
+    tasks = {}
+    for number, indices in enumerate(parts):
+        part = local.part(indices)
+        task = executor.submit(train_part, part, data, recipe, _numbered(checkpoint, number))
+        tasks[task] = indices, part
+    with progress_bar(progress if isinstance(progress, str) else "local CNNs", len(tasks), 0, bool(progress)) as bar:
+        for task in as_completed(tasks):
+            indices, part = tasks[task]
+            state, history = task.result()
+            part.load_state_dict(state)
+            bar.update()
+            yield indices, part, history
+
+
+def _gather(local: LocalCNNs, trained: Iterator[Trained]) -> "pd.DataFrame":
+    """Put the trained parts back and join their histories."""
+    import pandas as pd
+
+    rows: list[dict[str, float]] = []
+    for indices, part, history in trained:
+        local.to(next(part.parameters()).device).load_part(indices, part)
+        share = len(indices) / len(local)
+        rows += [
+            {**row, "loss": share * row["loss"], "train_accuracy": share * row["train_accuracy"]} for row in history
+        ]
+    epochs = pd.DataFrame(rows).groupby("epoch")
+    joined = epochs.agg(
+        loss=("loss", "sum"),
+        train_accuracy=("train_accuracy", "sum"),
+        rate=("rate", "first"),
+        seconds=("seconds", "sum"),
+        seconds_longest=("seconds", "max"),
+    )
+    return joined.reset_index()
+
+
+def _passes(local: LocalCNNs, data: ImageSet | Split, recipe: Recipe) -> list[list[int]]:
+    """The subdomains of each fused pass: all in one, or fewer where one pass would not fit into memory."""
+    split = data.train if isinstance(data, ImageSet) else data
+    needed, free = _memory_needed(local, split, recipe), _memory_free(choose_device(recipe.device))
+    count = min(len(local), max(1, math.ceil(needed / (0.8 * free))))
+    if count > 1:
+        gib = 2**30
+        warnings.warn(
+            f"the {len(local)} local CNNs are trained in {count} passes: one pass would need about "
+            f"{needed / gib:.1f} GiB, {free / gib:.1f} GiB are free.",
+            stacklevel=3,
+        )
+    size = math.ceil(len(local) / count)
+    return [list(range(start, min(start + size, len(local)))) for start in range(0, len(local), size)]
+
+
+def _memory_needed(local: LocalCNNs, split: Split, recipe: Recipe) -> int:
+    """Bytes that one training step keeps: each layer's output twice (value and gradient), in single precision."""
+    kept = []
+    hooks = [
+        layer.register_forward_hook(lambda _layer, _input, output: kept.append(output.numel()))
+        for layer in local.modules()
+        if not list(layer.children())
+    ]
+    training = local.training
+    with torch.no_grad():
+        first = next(local.parameters())
+        local.eval()(torch.zeros(1, *split.images.shape[1:], dtype=first.dtype, device=first.device))
+    for hook in hooks:
+        hook.remove()
+    local.train(training)
+    return 2 * 4 * recipe.batch_size * sum(kept)
+
+
+def _memory_free(device: torch.device) -> int:
+    """Bytes of memory that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _numbered(checkpoint: str | Path | None, index: int) -> str | None:
+    return None if checkpoint is None else f"{checkpoint}.{index}"
+
+
+@lru_cache(maxsize=1)
+def _loaded_once(items: Sequence[tuple[str, Any]]) -> ImageSet:
+    return load_dataset(**dict(items))
+
+
+def _loaded(**source: Any) -> ImageSet:
+    """The data set, loaded once in each worker."""
+    return _loaded_once(tuple(sorted(source.items())))

@@ -1,0 +1,78 @@
+"""What the predictions on the test images say: intervals, paired tests, confusion."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for an accuracy of `right` out of `total` test images, as shares in [0, 1]."""
+    from scipy.stats import binomtest
+
+    found = binomtest(int(right), int(total)).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+class PairedTest(NamedTuple):
+    """Two classifiers on the same n test images; `difference` is accuracy(a) − accuracy(b)."""
+
+    n: int
+    only_a: int
+    only_b: int
+    difference: float
+    p_value: float
+
+
+def paired_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> PairedTest:
+    """McNemar's exact test: are two classifiers equally accurate, given their classes for the same images?
+
+    Only images that exactly one of them gets right count; under equality each falls to either with probability
+    one half.
+
+    Raises:
+        ValueError: arrays of different lengths.
+    """
+    from scipy.stats import binomtest
+
+    labels, a, b = (np.asarray(x) for x in (labels, a, b))
+    if not labels.shape == a.shape == b.shape or labels.ndim != 1:
+        raise ValueError(f"labels and classes must be of one length, got {labels.shape}, {a.shape}, {b.shape}.")
+    only_a = int(((a == labels) & (b != labels)).sum())
+    only_b = int(((b == labels) & (a != labels)).sum())
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return PairedTest(len(labels), only_a, only_b, (only_a - only_b) / len(labels), p_value)
+
+
+def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Any:
+    """(K, K) counts; row: true class, column: predicted class."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(np.asarray(labels), np.asarray(predicted), labels=range(num_classes))
+
+
+def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Test accuracy in % as a table for readers: a row a decomposition, a column a strategy.
+
+    `local` is the mean over the local CNNs.  With several seeds: mean ± standard deviation over seeds (n).
+    `frame` is what `records.gather` gives.
+    """
+    point = ["dataset", "backbone", "width", "grid", "overlap", "epochs"]
+    seeds = 100 * frame.groupby([*point, "strategy", "seed"], sort=False)["test_accuracy"].mean()
+    cells = seeds.groupby([*point, "strategy"], sort=False).agg(_mean_and_deviation)
+    return cells.unstack("strategy")[list(dict.fromkeys(frame["strategy"]))].rename_axis(columns=None)
+
+
+def _mean_and_deviation(percent: "pd.Series") -> str:
+    if len(percent) == 1:
+        return f"{percent.iloc[0]:.1f}"
+    return f"{percent.mean():.1f} ± {percent.std():.1f} ({len(percent)})"
+
+
+def epochs_to_reach(accuracies: ArrayLike, target: float) -> int | None:
+    """The first epoch, counted from 1, whose accuracy is at least `target`; None when none is."""
+    reached = np.flatnonzero(np.asarray(accuracies) >= target)
+    return int(reached[0]) + 1 if len(reached) else None

@@ -1,0 +1,108 @@
+"""Files that are whole or not there: atomic writes, checksums, folders that can be written."""
+
+import hashlib
+import io
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class DamagedFile(Exception):
+    """A file that is not what was written; the message names it and what was expected."""
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Create a folder and try to write in it, before any long work starts.
+
+    Raises:
+        OSError: it cannot be created or written; the message names it.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"the output folder cannot be written ({error.strerror})", str(folder)) from None
+    return folder
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> Path:
+    """Write to a temporary name beside `path`, flush, rename: readers see the old file or the new one whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return path
+
+
+def checksum(data: bytes | Path, kind: str = "sha256") -> str:
+    """Hexadecimal digest of bytes or of a file."""
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return hashlib.file_digest(file, kind).hexdigest()
+    return hashlib.new(kind, data).hexdigest()
+
+
+def save_tensors(path: str | Path, content: dict[str, Any]) -> Path:
+    """`torch.save`, atomically, with the SHA-256 of the content in the file's first line."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    return write_atomically(path, checksum(data).encode() + b"\n" + data)
+
+
+def load_tensors(path: str | Path) -> dict[str, Any]:
+    """What `save_tensors` wrote, on the CPU.  Code in the file is never executed.
+
+    Raises:
+        DamagedFile: the content does not have its checksum.
+    """
+    expected, _, data = Path(path).read_bytes().partition(b"\n")
+    found = checksum(data).encode()
+    if found != expected:
+        raise DamagedFile(f"{path} is damaged: its SHA-256 should be {expected[:64]!r}, it is {found.decode()}.")
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def set_aside(path: str | Path) -> Path:
+    """Rename a file that cannot be trusted, so that it is neither used nor lost; returns its new name."""
+    path = Path(path)
+    for number in range(1000):
+        away = path.with_name(f"{path.name}.damaged-{number}")
+        if not away.exists():
+            path.rename(away)
+            return away
+    raise FileExistsError(f"{path.name}.damaged-0 to -999 exist already in {path.parent}.")
+
+
+def project_folder() -> Path:
+    """The companion's root: the folder above this one that has notebooks/, or above the caller's.
+
+    So a relative folder means the same whether papermill, nbval or JupyterLab runs a notebook.
+    """
+    for start in (Path(__file__).resolve(), Path.cwd() / "x"):
+        for folder in start.parents:
+            if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+                return folder
+    return Path.cwd()
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path as it is, a relative one below `project_folder()`."""
+    return project_folder() / Path(path).expanduser()

@@ -1,0 +1,28 @@
+"""The CNN-DNN as one coherent model."""
+
+from torch import Tensor, nn
+
+from .aggregation import DenseAggregator
+from .local import LocalCNNs
+
+
+class CNNDNN(nn.Module):
+    """Local CNNs and dense network in one: images → windows → local probabilities → global distribution.
+
+    Trained in two steps it is the CNN-DNN (P2); trained end to end, the *coherent* model (P1); end to end from
+    pre-trained local CNNs and dense network, *transfer* learning (P1).  The dense network sees softmax
+    probabilities in all three, so that at its first step the transfer model is the CNN-DNN.
+    """
+
+    def __init__(self, local: LocalCNNs, head: DenseAggregator):
+        super().__init__()
+        if (len(local), local.num_classes) != (head.num_subdomains, head.num_classes):
+            raise ValueError(
+                f"{len(local)} local CNNs with {local.num_classes} classes do not fit a dense network for "
+                f"{head.num_subdomains} subdomains and {head.num_classes} classes."
+            )
+        self.local, self.head = local, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, C, *image_shape) → logits (B, K)."""
+        return self.head(self.local.probabilities(x))

@@ -1,0 +1,124 @@
+"""What the notebooks share: their parameters become points of a table, and their tables are held to a reference."""
+
+import ast
+import inspect
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import checks, files
+from .experiment import Experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LISTS = {"grids": "grid", "overlaps": "overlap", "seeds": "seed"}  # "2x2 4x4" → two points
+
+
+class ParameterError(ValueError):
+    """A notebook parameter that is unknown or out of range; Jupyter shows the sentence, not the call stack."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"ParameterError: {self}"]
+
+
+def points(strategies: str, **given: Any) -> list[Experiment]:
+    """The experiments that a notebook's parameters ask for: the product of its grids, overlaps and seeds.
+
+    Args:
+        strategies: names with spaces between them, e.g. "global average vote".
+        given: the notebook's own parameters by name, those of `Experiment`; `grids`, `overlaps` and `seeds` are
+            lists written with spaces, e.g. grids="2x2 4x4".
+
+    Raises:
+        ParameterError: a value that `Experiment` refuses, or a parameter that papermill injected and the notebook
+            does not have (papermill itself only warns).
+    """
+    try:
+        names = set(given)
+        lists = {one: str(given.pop(many)).split() for many, one in LISTS.items() if many in given}
+        for one in ("overlap", "seed"):
+            if one in lists:
+                lists[one] = [_number(f"{one}s", value) for value in lists[one]]
+        empty = [f"{one}s" for one, values in lists.items() if not values]
+        if empty:
+            raise ValueError(f"{empty[0]} must name at least one value, got an empty text.")
+        check_injected(names)
+        return [
+            Experiment(strategies=tuple(strategies.split()), **given, **dict(zip(lists, values, strict=True)))
+            for values in itertools.product(*lists.values())
+        ]
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
+
+
+def check_injected(known: set[str]) -> None:
+    """Refuse a parameter that papermill injected and the notebook does not have.
+
+    `known` are the parameters that are used; those assigned in the notebook's own parameters cell count as well.
+    """
+    cells = _executed_cells()
+    injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
+    if not injected:
+        return
+    before = cells[: cells.index(injected[-1])]
+    known = known | set(_assigned(before[-1] if before else ""))
+    for name in _assigned(injected[-1]):
+        if name not in known:
+            checks.one_of("notebook parameter", name, sorted(known))
+
+
+def output_folder(path: str | None) -> Path | None:
+    """The folder for records and figures, created and tried; relative ones lie below the project's root."""
+    return None if path is None else files.writable_folder(files.resolve(path))
+
+
+def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> None:
+    """Hold a trained table against a committed one, and print a fixed sentence.
+
+    Figures of training differ between processors; they must not differ by more than `tolerance` (as a share of
+    test images).  Points are matched by their parameters (column `record`); a point without a reference is said
+    to have none.
+
+    Raises:
+        AssertionError: a test accuracy lies further off; the message lists the rows.
+    """
+    import pandas as pd
+
+    path = files.resolve(reference)
+    keys = ["record", "strategy", "subdomain"]
+    known = pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False) if path.exists() else None
+    if known is None or not set(frame["record"]) <= set(known["record"]):
+        print(f"No reference for these parameters in {reference}.")
+        return
+    both = frame.merge(known, on=keys, suffixes=("", "_reference"), how="left")
+    off = (both["test_accuracy"] - both["test_accuracy_reference"]).abs()
+    far = both[~(off <= tolerance)]
+    assert far.empty, f"differs from {reference}:\n{far[[*keys, 'test_accuracy', 'test_accuracy_reference']]}"
+    print(f"Every test accuracy agrees with {reference} within {100 * tolerance:g} points.")
+
+
+def _number(what: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{what} must be whole numbers with spaces between them, got {text!r}.") from None
+
+
+def _executed_cells() -> list[str]:
+    """Sources of the cells that this kernel has run, oldest first; none outside IPython."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return [] if shell is None else [inspect.cleandoc(cell) + "\n" for cell in shell.history_manager.input_hist_raw]
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that a cell assigns at its top level."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [t for n in body if isinstance(n, ast.Assign) for t in n.targets]
+    targets += [n.target for n in body if isinstance(n, ast.AnnAssign)]
+    return [t.id for t in targets if isinstance(t, ast.Name)]

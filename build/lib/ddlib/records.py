@@ -1,0 +1,220 @@
+"""What a run leaves: figures with their provenance, written atomically, gathered to a tidy frame.
+
+A record is NAME.json (parameters, a row a strategy, provenance) and NAME.npz (labels and predicted classes of the
+test images, history by epoch).  Tables and figures are drawn from records alone.
+"""
+
+import ast
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+ROW = {  # column → type; `gather` gives these, in this order, and then the provenance
+    "dataset": str,
+    "backbone": str,
+    "width": int,
+    "grid": str,
+    "overlap": int,
+    "strategy": str,
+    "subdomain": str,
+    "seed": int,
+    "epochs": int,
+    "train_accuracy": float,
+    "test_accuracy": float,
+    "parameters": int,
+    "seconds": float,
+}
+# A change in these files can change a figure: their hash makes a record stale.
+NUMERICS = (
+    *("decomposition", "backbones", "datasets", "readers", "augmentation", "local", "aggregation", "model"),
+    *("training", "engines", "experiment"),
+)
+
+
+@dataclass
+class Record:
+    """One point of a table: one data set, backbone, decomposition and seed, with its strategies.
+
+    Attributes:
+        parameters: of the `Experiment`, without its strategies; they identify the point.
+        rows: a row a strategy (`local`: one for each subdomain), columns `ROW`.
+        arrays: "labels" (n,), "predicted/STRATEGY" (n,), "predicted/local" (N, n), "history/STAGE/COLUMN" (epochs,).
+        provenance: git commit, hash of the code, versions, device, threads, precision, time.
+    """
+
+    parameters: dict[str, Any]
+    rows: list[dict[str, Any]]
+    arrays: dict[str, np.ndarray]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return record_name(self.parameters)
+
+    @property
+    def strategies(self) -> list[str]:
+        return list(dict.fromkeys(row["strategy"] for row in self.rows))
+
+    def only(self, strategies: Iterable[str]) -> "Record":
+        """The same record with some of its strategies, in that order."""
+        rows = [row for strategy in strategies for row in self.rows if row["strategy"] == strategy]
+        return replace(self, rows=rows)
+
+    @property
+    def stale(self) -> bool:
+        """The code that figures depend on has changed since."""
+        return self.provenance.get("code") != code_hash()
+
+    def frame(self) -> "pd.DataFrame":
+        """The rows, tidy."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=list(ROW))
+
+    def history(self) -> "pd.DataFrame":
+        """Tidy: stage, epoch, loss, train_accuracy, seconds, and test_accuracy where it was followed."""
+        import pandas as pd
+
+        stages: dict[str, dict[str, np.ndarray]] = {}
+        for name, values in self.arrays.items():
+            if name.startswith("history/"):
+                _, stage, column = name.split("/")
+                stages.setdefault(stage, {})[column] = values
+        return pd.concat([pd.DataFrame(columns).assign(stage=stage) for stage, columns in stages.items()])
+
+    def predicted(self, strategy: str) -> np.ndarray:
+        """Predicted class of each test image, (n,); for "local", (N, n)."""
+        return self.arrays[f"predicted/{strategy}"]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write NAME.npz, then NAME.json, each atomically: a record whose JSON is there is whole."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **self.arrays)
+        data = buffer.getvalue()
+        folder = Path(folder)
+        files.write_atomically(folder / f"{self.name}.npz", data)
+        content = {"schema": SCHEMA, "arrays_sha256": files.checksum(data)}
+        content |= {key: value for key, value in asdict(self).items() if key != "arrays"}
+        return files.write_atomically(folder / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
+
+
+def load(path: str | Path) -> Record:
+    """Read NAME.json and NAME.npz, checked against the schema and the checksum.
+
+    Raises:
+        files.DamagedFile: something is missing, of the wrong type, or not what was written.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
+        for row in content["rows"]:
+            wrong = [k for k, kind in ROW.items() if not isinstance(row[k], (kind, int) if kind is float else kind)]
+            if wrong or row.keys() != ROW.keys():
+                raise ValueError(f"columns {wrong or sorted(row.keys() ^ ROW.keys())} do not fit the schema")
+        data = path.with_suffix(".npz").read_bytes()
+        if (found := files.checksum(data)) != content["arrays_sha256"]:
+            raise ValueError(f"{path.stem}.npz should have SHA-256 {content['arrays_sha256']}, it has {found}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+            arrays = dict(loaded)
+        return Record(content["parameters"], content["rows"], arrays, content["provenance"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def load_all(folder: str | Path) -> list[Record]:
+    """All records below a folder, by name."""
+    return [load(path) for path in sorted(Path(folder).rglob("*.json")) if not path.name.startswith(".")]
+
+
+def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
+    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW`, record, stale, commit."""
+    import pandas as pd
+
+    found = load_all(source) if isinstance(source, (str, Path)) else source
+    frames = [
+        record.frame().assign(record=record.name, stale=record.stale, commit=record.provenance["commit"][:10])
+        for record in found
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*ROW, "record", "stale", "commit"])
+
+
+def record_name(parameters: dict[str, Any]) -> str:
+    """Readable, and different for different parameters: `cifar10-vgg9-2x2-o4-s0-1a2b3c4d`."""
+    shown = "{dataset}-{backbone}-{grid}-o{overlap}-s{seed}".format(**parameters)
+    return f"{shown}-{key(parameters)[:8]}"
+
+
+def key(content: Any) -> str:
+    """A hash of anything that JSON can write."""
+    return files.checksum(json.dumps(content, sort_keys=True).encode())
+
+
+@cache
+def code_hash() -> str:
+    """A hash of the code that figures depend on (`NUMERICS`), whatever its comments, docstrings and line breaks."""
+    trees = [ast.parse((Path(__file__).parent / f"{name}.py").read_text()) for name in NUMERICS]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return files.checksum("\n".join(map(ast.dump, trees)).encode())[:16]
+
+
+def provenance(device: str, precision: str, started: float, seconds: float) -> dict[str, Any]:
+    """Where and how a record was made."""
+    return {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "code": code_hash(),
+        "versions": {name: _version(name) for name in ("torch", "torchvision", "numpy", "pandas")},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _git(*command: str) -> str:
+    try:
+        done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,64 @@
+"""What the benchmark counts and what it times; a timing itself is no test."""
+
+import math
+
+import pytest
+import torch
+
+import ddlib
+from ddlib import bench
+from ddlib.backbones import build
+from ddlib.training import Recipe
+
+
+def test_operations_of_a_convolution_by_hand():
+    net = build("vgg9", 1, 2, 4)
+    first = 2 * 4 * 9 * 1 * 8 * 8  # two a multiplication: 4 filters of 3×3 on 8×8 pixels
+    rest = 2 * (4 * 9 * 4 * 64 + 8 * 9 * 4 * 16 + 8 * 9 * 8 * 16 + 16 * 9 * 8 * 4 + 2 * 16 * 9 * 16 * 4 + 2 * 16)
+    assert bench.operations(net, 1, 8, 8) == 3 * (first + rest)
+
+
+@pytest.mark.parametrize("parts", [(2, 2), (4, 4)])
+def test_local_cnns_cost_the_global_cnn_over_n(parts):
+    setting = bench.Setting(parts=parts)
+    count = math.prod(parts)
+    ratio = bench.operations(setting.network(), 3, 32, 32) / bench.operations(setting.local(), 3, 32, 32)
+    assert 0.8 * count < ratio < 1.05 * count
+
+
+def test_grouping_does_not_change_the_count():
+    local = bench.Setting().local()
+    apart = sum(bench.operations(local.subnet(i), 3, 16, 16) for i in range(len(local)))
+    assert bench.operations(local, 3, 32, 32) == apart
+
+
+def test_the_reference_trains_as_we_do():
+    """The straightforward way is honest code: it learns, on the same images, what `fit` learns."""
+    data = bench.Setting(images=64).data()
+    easy = data.train.images.float()
+    easy[data.train.labels < 5] *= 0.2
+    labels = (data.train.labels >= 5).long()
+    data = ddlib.image_set("easy", (easy.to(torch.uint8), labels), (easy.to(torch.uint8), labels), ("dark", "light"))
+    torch.manual_seed(0)
+    nets = [build("vgg9", 3, 2, 4)]
+    whole = [(slice(None), slice(None))]
+    for _ in range(6):
+        bench.straightforward(nets, whole, data, Recipe(batch_size=16))
+    assert ddlib.accuracy(ddlib.predict(nets[0], data.test), labels) > 0.9
+
+
+def test_tables_have_their_columns():
+    setting = bench.Setting(shape=(8, 8), width=4, channels=1, images=32, batch_size=16)
+    engines = bench.engines([setting], repeats=1, dataloader=False)
+    assert set(engines["engine"]) >= {"local, straightforward", "local, fused", "local, loop", "coherent", "global"}
+    assert (engines[["images/s", "ratio", "GFLOP/s", "share of ceiling"]] > 0).all().all()
+    assert (engines.set_index("engine")["ratio"].filter(like="straightforward") == 1).all()
+    times = bench.training_time([setting], repeats=1).iloc[0]
+    assert times["sum of locals"] == pytest.approx(4 * times["longest local"])
+    assert times["parallel speed-up"] == pytest.approx(times["global"] / times["longest local"])
+
+
+@pytest.mark.parametrize(("profile", "told"), [("fast", "Allowed: 'quick', 'full'"), ("quik", "Did you mean 'quick'")])
+def test_an_unknown_profile_is_refused(profile, told):
+    with pytest.raises(ValueError, match=told):
+        bench.settings(profile)
