@@ -5,6 +5,7 @@ Exit codes: 0 all went well, 1 something failed or disagrees, 2 the command cann
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the tidying up
         print("\ninterrupted; what was finished is kept", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
