@@ -95,28 +95,37 @@ def test_two_jobs_leave_the_records_of_one(tmp_path: Path):
     assert frames[0].drop(columns="test_accuracy").equals(frames[1].drop(columns="test_accuracy"))
 
 
-def test_an_interrupted_sweep_ends_at_once_and_keeps_what_it_has(tmp_path: Path):
-    longer = TINY.replace("epochs: 1", "epochs: 400", 1)
-    path = plan_file(tmp_path, f"{longer}, grids: [2x2]")
-    command = [sys.executable, "-m", "ddlib", "sweep", str(path)]
+def test_an_interrupted_sweep_ends_at_once_and_goes_on_to_the_same_record(tmp_path: Path):
+    longer = TINY.replace("epochs: 1", "epochs: 150", 1)
+    paths = []
+    for name in ("interrupted", "whole"):
+        (tmp_path / name).mkdir()
+        paths.append(plan_file(tmp_path / name, f"{longer}, grids: [2x2]"))
+    command = [sys.executable, "-m", "ddlib", "sweep", str(paths[0])]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    checkpoints = tmp_path / "out" / "checkpoints"
-    for _ in range(600):
+    checkpoints = tmp_path / "interrupted" / "out" / "checkpoints"
+    for _ in range(2400):
         if list(checkpoints.glob("local-*.pt")):
             break
-        time.sleep(0.2)
+        time.sleep(0.05)
     started.send_signal(signal.SIGINT)
     _, told = started.communicate(timeout=30)
     assert started.returncode == 130
     assert "what was finished is kept" in told
     assert "Traceback" not in told
-    assert not list((tmp_path / "out").glob("*.json"))
+    time.sleep(1)  # a kernel notices the end of its parent within a second
     kept = next(iter(checkpoints.glob("local-*.pt")))
-    time.sleep(3)
     reached = len(load_tensors(kept)["history"])
-    assert reached < 400
-    time.sleep(2)
+    assert reached < 150
+    time.sleep(1)
     assert len(load_tensors(kept)["history"]) == reached, "the kernel ended with the sweep"
+    assert not list((tmp_path / "interrupted" / "out").glob("*.json"))
+
+    assert [main(["sweep", str(path)]) for path in paths] == [0, 0]
+    one, other = (records.load_all(path.parent / "out")[0] for path in paths)
+    timeless = [name for name in one.arrays if not name.endswith("/seconds")]
+    assert all((one.arrays[name] == other.arrays[name]).all() for name in timeless)
+    assert one.frame().drop(columns="seconds").equals(other.frame().drop(columns="seconds"))
 
 
 def test_stale_records_are_listed_and_kept(tmp_path: Path, monkeypatch):
