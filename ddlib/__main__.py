@@ -92,17 +92,23 @@ def bench(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     import pandas as pd
 
+    from .evaluation import accuracy_table
     from .notebook import agrees
 
-    names = [path.name for path in sorted(Path(options.reference).glob("*.csv"))]
-    names = [name for name in names if (Path(options.folder) / name).exists()]
-    if not names:
-        raise ValueError(f"no table of {options.reference} has a namesake in {options.folder}.")
+    def read(path: Path) -> pd.DataFrame:
+        return pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False)
+
+    paths = [path for path in sorted(Path(options.folder).glob("*.csv")) if "record" in read(path)]
+    paths = [path for path in paths if (Path(options.reference) / path.name).exists()]
+    if not paths:
+        raise ValueError(f"no table of records in {options.folder} has a namesake in {options.reference}.")
     failed = 0
-    for name in names:
-        frame = pd.read_csv(Path(options.folder) / name, dtype={"subdomain": str}, keep_default_na=False)
+    for path in paths:
+        frame = read(path)
+        print(f"\n{path.stem}: test accuracy (%)")
+        print(accuracy_table(frame).reset_index().to_string(index=False))
         try:
-            agrees(frame, Path(options.reference).absolute() / name, options.tolerance)
+            agrees(frame, Path(options.reference).absolute() / path.name, options.tolerance)
         except AssertionError as error:
             print(error, file=sys.stderr)
             failed = 1

@@ -10,6 +10,7 @@ from ddlib.records import ROW
 
 def table(folder, accuracy):
     folder.mkdir()
+    pd.DataFrame([{"grid": "2x2", "epochs saved": 3}]).to_csv(folder / "other.csv", index=False)
     row = dict.fromkeys(ROW, 0) | {"strategy": "vote", "subdomain": "", "record": "r", "test_accuracy": accuracy}
     pd.DataFrame([row]).to_csv(folder / "aggregation.csv", index=False)
     return str(folder)
