@@ -28,7 +28,7 @@ def points(strategies: str, **given: Any) -> list[Experiment]:
     Args:
         strategies: names with spaces between them, e.g. "global average vote".
         given: the notebook's own parameters by name, those of `Experiment`; `grids`, `overlaps` and `seeds` are
-            lists written with spaces, e.g. grids="2x2 4x4".
+            lists written with spaces, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
 
     Raises:
         ParameterError: a value that `Experiment` refuses, or a parameter that papermill injected and the notebook
@@ -44,10 +44,9 @@ def points(strategies: str, **given: Any) -> list[Experiment]:
         if empty:
             raise ValueError(f"{empty[0]} must name at least one value, got an empty text.")
         check_injected(names)
-        return [
-            Experiment(strategies=tuple(strategies.split()), **given, **dict(zip(lists, values, strict=True)))
-            for values in itertools.product(*lists.values())
-        ]
+        combined = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+        asked = list({tuple(sorted(_own_overlap(one).items())): _own_overlap(one) for one in combined}.values())
+        return [Experiment(strategies=tuple(strategies.split()), **given, **one) for one in asked]
     except ValueError as error:
         raise ParameterError(str(error)) from None
 
@@ -96,6 +95,12 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> No
     far = both[~(off <= tolerance)]
     assert far.empty, f"differs from {reference}:\n{far[[*keys, 'test_accuracy', 'test_accuracy_reference']]}"
     print(f"Every test accuracy agrees with {reference} within {100 * tolerance:g} points.")
+
+
+def _own_overlap(point: dict[str, Any]) -> dict[str, Any]:
+    """The grid "2x2+4" is 2x2 with overlap 4."""
+    grid, plus, overlap = str(point.get("grid", "")).partition("+")
+    return {**point, "grid": grid, "overlap": _number("an overlap after +", overlap)} if plus else point
 
 
 def _number(what: str, text: str) -> int:

@@ -123,10 +123,16 @@ def test_points_are_the_product_of_the_lists():
     assert all(p.strategies == ("local", "vote") and p.epochs == 3 for p in found)
 
 
+def test_a_grid_can_have_an_overlap_of_its_own():
+    found = ddlib.points("local", grids="2x2 2x2+4 4x4", overlaps="0 2", seeds="0")
+    assert [(p.grid, p.overlap) for p in found] == [("2x2", 0), ("2x2", 2), ("2x2", 4), ("4x4", 0), ("4x4", 2)]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         ({"grids": "2x"}, "'2x'"),
+        ({"grids": "2x2+x"}, "'x'"),
         ({"overlaps": "two"}, "'two'"),
         ({"seeds": ""}, "seeds"),
         ({"epochs": 0}, "epochs must be a whole number ≥ 1, got 0"),
