@@ -4,7 +4,6 @@ Exit codes: 0 all went well, 1 something failed or disagrees, 2 the command cann
 """
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -69,6 +68,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     import pandas as pd
+    import yaml
 
     from . import bench as benching
     from . import files
@@ -84,8 +84,8 @@ def bench(options: argparse.Namespace) -> int:
         with pd.option_context("display.width", 200, "display.max_columns", 20, "display.precision", 3):
             print(f"\n{name}\n{table.to_string(index=False)}")
         if folder:
-            content = {"provenance": facts, "repeats": options.repeats, "rows": table.to_dict("records")}
-            files.write_atomically(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
+            files.write_atomically(folder / f"{name}.csv", table.to_csv(index=False))
+            files.write_atomically(folder / "provenance.yaml", yaml.safe_dump(facts | {"repeats": options.repeats}))
     return 0
 
 
@@ -108,7 +108,7 @@ def compare(options: argparse.Namespace) -> int:
         print(f"\n{path.stem}: test accuracy (%)")
         print(accuracy_table(frame).reset_index().to_string(index=False))
         try:
-            agrees(frame, Path(options.reference).absolute() / path.name, options.tolerance)
+            failed |= not agrees(frame, Path(options.reference).absolute() / path.name, options.tolerance)
         except AssertionError as error:
             print(error, file=sys.stderr)
             failed = 1
@@ -123,7 +123,7 @@ def doctor(_: argparse.Namespace) -> int:
     from .training import choose_device, choose_precision
 
     device = choose_device()
-    facts = records.provenance(device.type, choose_precision("auto", device), 0.0, 0.0)
+    facts = records.provenance(device.type, choose_precision("auto", device), 0.0)
     print(f"ddlib {__version__} (code {facts['code']}, commit {facts['commit'][:10]}), Python {facts['python']}")
     print(", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
     print(f"{device.type}: {facts['device']}, {facts['threads']} threads on {facts['cores']} cores")
@@ -174,6 +174,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    from .files import DamagedFile
+
     options = parser().parse_args(arguments)
     if options.command == "datasets" and (options.action == "fetch") != (options.fetch is not None):
         print("ddlib datasets: fetch needs the NAME of a data set.", file=sys.stderr)
@@ -184,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the tidying up
         print("\ninterrupted; what was finished is kept", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, DamagedFile) as error:
         print(f"ddlib {options.command}: {error}", file=sys.stderr)
         return 2
 

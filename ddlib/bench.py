@@ -285,7 +285,7 @@ def _training_time(s: Setting, repeats: int) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Provenance of a benchmark, and the matrix-product ceilings in GFLOP/s."""
     device = choose_device()
-    facts = provenance(device.type, choose_precision("auto", device), time.time(), 0.0)
+    facts = provenance(device.type, choose_precision("auto", device), time.time())
     return facts | {"ceiling": {p: round(ceiling(p), 1) for p in ("fp32", "bf16")}}
 
 

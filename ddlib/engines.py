@@ -101,7 +101,7 @@ def _one_by_one(
     copies = [local.part(indices) for indices in parts]  # before any is trained and put back
     for number, (indices, part) in enumerate(zip(parts, copies, strict=True)):
         title = progress and f"local CNNs, {number + 1} of {len(parts)}"
-        history = fit(part, data, recipe, checkpoint=_numbered(checkpoint, number), progress=title)
+        history = fit(part, data, recipe, checkpoint=_numbered(checkpoint, indices), progress=title)
         yield indices, part, history.to_dict("records")
 
 
@@ -118,9 +118,9 @@ def _on_executor(
     if isinstance(data, ImageSet):
         data = data.source or data.train
     tasks = {}
-    for number, indices in enumerate(parts):
+    for indices in parts:
         part = local.part(indices)
-        task = executor.submit(train_part, part, data, recipe, _numbered(checkpoint, number))
+        task = executor.submit(train_part, part, data, recipe, _numbered(checkpoint, indices))
         tasks[task] = indices, part
     with progress_bar(progress if isinstance(progress, str) else "local CNNs", len(tasks), 0, bool(progress)) as bar:
         for task in as_completed(tasks):
@@ -196,8 +196,8 @@ def _memory_free(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _numbered(checkpoint: str | Path | None, index: int) -> str | None:
-    return None if checkpoint is None else f"{checkpoint}.{index}"
+def _numbered(checkpoint: str | Path | None, indices: Sequence[int]) -> str | None:
+    return None if checkpoint is None else f"{checkpoint}.{'-'.join(map(str, indices))}"
 
 
 @lru_cache(maxsize=1)

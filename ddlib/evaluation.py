@@ -61,6 +61,8 @@ def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
     `frame` is what `records.gather` gives.
     """
     point = ["dataset", "backbone", "width", "grid", "overlap", "epochs"]
+    if "record" in frame and (frame.groupby([*point, "seed", "strategy"])["record"].nunique() > 1).any():
+        raise ValueError("records of different parameters (rate, batch_size, …) would share a row: choose among them.")
     seeds = 100 * frame.groupby([*point, "strategy", "seed"], sort=False)["test_accuracy"].mean()
     cells = seeds.groupby([*point, "strategy"], sort=False).agg(_mean_and_deviation)
     return cells.unstack("strategy")[list(dict.fromkeys(frame["strategy"]))].rename_axis(columns=None)

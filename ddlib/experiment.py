@@ -94,6 +94,8 @@ class Experiment:
         object.__setattr__(self, "strategies", tuple(checks.one_of("strategy", s, STRATEGIES) for s in self.strategies))
         if not self.strategies:
             raise ValueError(f"strategies must name at least one of {', '.join(STRATEGIES)}.")
+        for option in (self.options or "").split():
+            checks.one_of(f"option of {self.dataset}", option.partition("=")[0], DATASETS[self.dataset].options)
         checks.one_of("precision", self.precision, PRECISIONS)
         checks.one_of("engine", self.engine, ENGINES)
         least = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0, "train_size": 2}
@@ -118,6 +120,9 @@ class Experiment:
         """The data set, with all its training images or `train_size` of them."""
         data = _loaded(self.dataset, self.options or "")
         return data if self.train_size is None else data.few(self.train_size, self.seed)
+
+    def _source(self) -> dict[str, Any] | None:
+        return _loaded(self.dataset, self.options or "").source
 
     def decomposition(self, data: ImageSet) -> Decomposition:
         """The windows on the images of `data`.
@@ -160,21 +165,19 @@ class Experiment:
         experiment = self
         if folder is not None:
             folder = files.writable_folder(folder)
-            known = _on_record(folder / f"{self.name}.json") if reuse else None
+            known = _on_record(folder / f"{self.name}.json")
             if known is not None:
-                if set(self.strategies) <= set(known.strategies):
+                if reuse and set(self.strategies) <= set(known.strategies):
                     return known.only(self.strategies)
                 experiment = replace(
                     self, strategies=[s for s in STRATEGIES if s in {*self.strategies, *known.strategies}]
                 )
         data = self.data()
-        started, clock = time.time(), time.perf_counter()
+        clock = time.perf_counter()
         run = _Run(experiment, data, folder if reuse else None, progress)
-        record = records.Record(self.parameters, run.rows(), run.arrays())
-        record.provenance = records.provenance(
-            run.device.type, choose_precision(self.precision, run.device), started, time.perf_counter() - clock
-        )
-        record.provenance["data"] = data.source
+        provenance = records.provenance(run.device.type, choose_precision(self.precision, run.device), time.time())
+        record = records.Record(self.parameters, run.rows(), run.arrays(), provenance)
+        provenance |= {"seconds": round(time.perf_counter() - clock, 3), "data": self._source()}
         if folder is not None:
             record.save(folder)
         return record.only(self.strategies)

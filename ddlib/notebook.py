@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import checks, files
 from .experiment import Experiment
+from .records import key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,12 +73,28 @@ def output_folder(path: str | None) -> Path | None:
     return None if path is None else files.writable_folder(files.resolve(path))
 
 
-def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> None:
+def tables_folder(folder: Path | None, name: str, frame: "pd.DataFrame") -> Path | None:
+    """Where to write the table `name` and its figures: `folder`, unless a table of other records is there.
+
+    That one stays, and the new one goes into a sub-folder, named by its own records.
+    """
+    import pandas as pd
+
+    if folder is None:
+        return None
+    path = folder / f"{name}.csv"
+    if path.exists() and set(pd.read_csv(path)["record"]) != set(frame["record"]):
+        return files.writable_folder(folder / f"{name}-{key(sorted(set(frame['record'])))[:8]}")
+    return folder
+
+
+def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bool:
     """Hold a trained table against a committed one, and print a fixed sentence.
 
     Figures of training differ between processors; they must not differ by more than `tolerance` (as a share of
-    test images).  Points are matched by their parameters (column `record`); a point without a reference is said
-    to have none.
+    test images).  Points are matched by their parameters (column `record`); where one has no reference, that is
+    said, and False returned.  The coherent model is left out: from random weights, few epochs may or may not carry
+    it off chance level.
 
     Raises:
         AssertionError: a test accuracy lies further off; the message lists the rows.
@@ -87,14 +104,16 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> No
     path = files.resolve(reference)
     keys = ["record", "strategy", "subdomain"]
     known = pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False) if path.exists() else None
+    frame = frame[frame["strategy"] != "coherent"]
     if known is None or not set(frame["record"]) <= set(known["record"]):
         print(f"No reference for these parameters in {reference}.")
-        return
+        return False
     both = frame.merge(known, on=keys, suffixes=("", "_reference"), how="left")
     off = (both["test_accuracy"] - both["test_accuracy_reference"]).abs()
     far = both[~(off <= tolerance)]
     assert far.empty, f"differs from {reference}:\n{far[[*keys, 'test_accuracy', 'test_accuracy_reference']]}"
     print(f"Every test accuracy agrees with {reference} within {100 * tolerance:g} points.")
+    return True
 
 
 def _own_overlap(point: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ ROW = {  # column → type; `gather` gives these, in this order, and then the pr
     "train_accuracy": float,
     "test_accuracy": float,
     "parameters": int,
-    "seconds": float,
+    "seconds": float,  # of all the trainings that the strategy needs; for `local`, of all N together
 }
 # A change in these files can change a figure: their hash makes a record stale.
 NUMERICS = (
@@ -173,14 +173,21 @@ def key(content: Any) -> str:
 def code_hash() -> str:
     """A hash of the code that figures depend on (`NUMERICS`), whatever its comments, docstrings and line breaks."""
     trees = [ast.parse((Path(__file__).parent / f"{name}.py").read_text()) for name in NUMERICS]
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return files.checksum("\n".join(map(ast.dump, trees)).encode())[:16]
+    return key([_meaning(tree) for tree in trees])[:16]
 
 
-def provenance(device: str, precision: str, started: float, seconds: float) -> dict[str, Any]:
+def _meaning(node: Any) -> Any:
+    """A syntax tree as lists, without docstrings and empty fields, so that every Python version gives the same."""
+    if isinstance(node, list):
+        return [_meaning(one) for one in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, False)
+    fields = [(k, v[1:] if k == "body" and documented else v) for k, v in ast.iter_fields(node)]
+    return [type(node).__name__, *([k, _meaning(v)] for k, v in fields if v is not None and v != [])]
+
+
+def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
     """Where and how a record was made."""
     return {
         "commit": _git("rev-parse", "HEAD") or "unknown",
@@ -193,7 +200,6 @@ def provenance(device: str, precision: str, started: float, seconds: float) -> d
         "threads": torch.get_num_threads(),
         "precision": precision,
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
     }
 
 

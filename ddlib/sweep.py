@@ -89,8 +89,12 @@ def _expand(block: dict[str, Any], path: Path) -> Iterable[Point]:
         if key not in block:
             raise ValueError(f"{path}: the key {key!r} is missing.")
     folder = files.project_folder() / "notebooks"
-    name = checks.one_of("notebook", str(block["notebook"]), sorted(p.stem for p in folder.glob("*.ipynb")))
-    notebook, defaults = folder / f"{name}.ipynb", _defaults(folder / f"{name}.ipynb")
+    known = {p.stem: _defaults(p) for p in sorted(folder.glob("*.ipynb"))}
+    known = {name: defaults for name, defaults in known.items() if "strategies" in defaults}
+    name = checks.one_of("notebook", str(block["notebook"]), known)
+    notebook, defaults = folder / f"{name}.ipynb", known[name]
+    if not isinstance(block["parameters"], dict):
+        raise ValueError(f"{path}: parameters must be a mapping, got {block['parameters']!r}.")
     output = files.resolve(block["output"])
     for key in block["parameters"]:
         checks.one_of(f"parameter of {name}", key, defaults)

@@ -229,11 +229,12 @@ def _optimise(
     cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
     history = _resume(checkpoint, model, optimizer, recipe)
     title = progress if isinstance(progress, str) else type(model).__name__
+    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
     with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
         for epoch in range(len(history), recipe.epochs):
             start, generator = time.perf_counter(), seeded(recipe.seed, epoch)
             order = torch.randperm(len(labels), generator=generator).to(device)
-            loss_sum, right = torch.zeros(2, device=device, dtype=torch.float64)
+            loss_sum, right = torch.zeros(2, device=device, dtype=wide)
             model.train()
             with torch.random.fork_rng():
                 torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # for dropout, where there is any
@@ -252,7 +253,7 @@ def _optimise(
                     optimizer.step()
                     networks = logits.numel() // (len(targets) * logits.shape[-1])
                     loss_sum += loss.detach() / networks
-                    right += (logits.detach().argmax(-1).view(size, -1) == targets[:, None]).double().mean()
+                    right += (logits.detach().argmax(-1).view(size, -1) == targets[:, None]).to(wide).mean()
                     bar.update()
             row = {"epoch": epoch + 1, "loss": loss_sum.item() / steps, "train_accuracy": right.item() / steps}
             row |= {"rate": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
