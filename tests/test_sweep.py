@@ -50,6 +50,16 @@ def test_lists_are_expanded_and_named_apart(tmp_path: Path):
         ("notebook: 02_aggregation\noutput: x\nparameters: {grids: [2x2], dataset: cifar}", "Did you mean 'cifar10'"),
         ("notebook: 02_aggregation\noutput: x\nparameters: {grids: 2x2 4x4}", "write YAML lists instead"),
         ("notebook: 02_aggregation\noutput: x\nparameters: {grids: [2x2, 2x2]}", "more than once"),
+        (
+            "notebook: 02_aggregation\noutput: x\nparameters: {dataset: tf_flowers, grids: [2x2], options: size=-3}",
+            "size must be a whole number ≥ 1, got -3",
+        ),
+        (
+            "notebook: 02_aggregation\noutput: x\nparameters: {dataset: tf_flowers, grids: [2x2], options: sise=3}",
+            "Did you mean 'size'",
+        ),
+        ("notebook: 02_aggregation\noutput: x\nparameters: {grids: [regions]}", "has no named regions"),
+        ("notebook: 00_quickstart\noutput: x\nparameters: {}", "unknown notebook '00_quickstart'"),
         ("- a\n- b", "a plan is a mapping"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['touch hostile']", "is not YAML"),
