@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 _HOME = {
     "decomposition": ("Decomposition", "parse_grid"),
     "backbones": ("count_parameters",),
-    "datasets": ("ImageSet", "Split", "image_set", "load_dataset"),
+    "images": ("ImageSet", "Split", "image_set"),
+    "datasets": ("load_dataset",),
     "local": ("LocalCNNs",),
     "aggregation": ("DenseAggregator", "average_probability", "majority_vote"),
     "channels": (),
@@ -49,11 +50,12 @@ if TYPE_CHECKING:
     from . import plots as plots
     from .aggregation import DenseAggregator, average_probability, majority_vote
     from .backbones import count_parameters
-    from .datasets import ImageSet, Split, image_set, load_dataset
+    from .datasets import load_dataset
     from .decomposition import Decomposition, parse_grid
     from .engines import process_pool, train_local
     from .evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test
     from .experiment import STRATEGIES, Experiment
+    from .images import ImageSet, Split, image_set
     from .local import LocalCNNs
     from .model import CNNDNN
     from .notebook import agrees, points

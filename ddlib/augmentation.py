@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .datasets import Split
+    from .images import Split
 
 
 def prepare(images: Tensor, split: "Split", dtype: torch.dtype = torch.float32) -> Tensor:

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from . import checks
 from .aggregation import DenseAggregator
 from .backbones import Backbone, GroupedLinear, build
-from .datasets import ImageSet, image_set
 from .decomposition import Decomposition
 from .engines import train_local
+from .images import ImageSet, image_set
 from .local import LocalCNNs
 from .model import CNNDNN
 from .records import provenance

@@ -11,7 +11,6 @@ Not checked, for lack of P3's text: which bounds it proves, assuming what, and h
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 
 from . import checks
 from .backbones import Backbone, GroupedLinear
-from .datasets import Split
 from .decomposition import Decomposition
+from .images import Split
 from .local import LocalCNNs
 
 _LAYERS = (nn.Conv2d, nn.Conv3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear, GroupedLinear)  # that can be split
@@ -123,8 +122,7 @@ def shares(data: Split, parts: int, seed: int = 0) -> list[Split]:
     checks.whole(f"the number of shares of {len(data)} images", parts, 1, len(data))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.labels.device)
     order = order[data.labels[order].argsort(stable=True)]
-    hands = [order[p::parts][: len(data) // parts] for p in range(parts)]
-    return [replace(data, images=data.images[hand], labels=data.labels[hand]) for hand in hands]
+    return [data.some(order[p::parts][: len(data) // parts]) for p in range(parts)]
 
 
 @torch.no_grad()

@@ -7,127 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from . import checks, downloads, readers
 from .downloads import Remote
+from .images import ImageSet, Window, image_set
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Window = tuple[tuple[int, int], ...]  # (start, stop) for each axis
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 FLOWERS_URL = "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images and labels of one half of a data set.
-
-    Attributes:
-        images: (n, C, *image_shape) uint8.
-        labels: (n,) int64 in [0, num_classes).
-        mean, std: (C,) of the *training* images, in [0, 1]; `prepare` uses them.
-        flip_axes: spatial axes along which a mirrored image is as good an example (augmentation).
-    """
-
-    images: Tensor
-    labels: Tensor
-    mean: Tensor
-    std: Tensor
-    flip_axes: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """A data set: `train` and `test` splits, its class names, and where it came from.
-
-    `source` is what `load_dataset` needs to load it again, on another machine, say, as JSON can write it; None when it
-    was made by hand with `image_set`.  `regions` are named windows for `Decomposition.regions`, where there are such.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
-    source: dict[str, Any] | None = None
-    regions: Mapping[str, Window] | None = None
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    @property
-    def channels(self) -> int:
-        return self.train.images.shape[1]
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return tuple(self.train.images.shape[2:])
-
-    def few(self, train_size: int, seed: int = 0) -> "ImageSet":
-        """The same test images with `train_size` training images drawn at random, each class in proportion."""
-        checks.whole("train_size", train_size, self.num_classes, len(self.train))
-        chosen = readers.stratified(self.train.labels, int(train_size), seed)[0]
-        train = replace(self.train, images=self.train.images[chosen], labels=self.train.labels[chosen])
-        return replace(self, train=train, source=None)
-
-
-def image_set(
-    name: str,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    classes: tuple[str, ...],
-    flip_axes: tuple[int, ...] = (),
-    source: dict[str, Any] | None = None,
-) -> ImageSet:
-    """An `ImageSet` from (images, labels) of one's own, checked.
-
-    Args:
-        train, test: images (n, C, *shape) uint8 with two or three spatial axes, labels (n,) int64.
-        flip_axes: spatial axes that augmentation may mirror, e.g. (1,) for left-right.
-
-    Raises:
-        ValueError: a tensor of the wrong shape, type or range; the message says which and what is allowed.
-    """
-    for half, (images, labels) in {"train": train, "test": test}.items():
-        if images.dtype != torch.uint8 or images.ndim not in (4, 5):
-            raise ValueError(
-                f"{name} {half} images must be uint8 (n, C, H, W) or (n, C, H, W, D), "
-                f"got {images.dtype} {tuple(images.shape)}."
-            )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
-            raise ValueError(
-                f"{name} {half} labels must be int64 of shape ({len(images)},) with at least one image, "
-                f"got {labels.dtype} {tuple(labels.shape)}."
-            )
-        if labels.min() < 0 or labels.max() >= len(classes):
-            raise ValueError(
-                f"{name} {half} labels must lie in 0 … {len(classes) - 1}, "
-                f"got {int(labels.min())} … {int(labels.max())}."
-            )
-    if train[0].shape[1:] != test[0].shape[1:]:
-        shapes = f"{tuple(train[0].shape[1:])} and {tuple(test[0].shape[1:])}"
-        raise ValueError(f"{name}: training and test images must have the same shape, got {shapes}.")
-    if any(axis not in range(train[0].ndim - 2) for axis in flip_axes):
-        raise ValueError(f"flip_axes must be spatial axes from 0 to {train[0].ndim - 3}, got {flip_axes}.")
-    mean, std = _statistics(train[0])
-    halves = [Split(images, labels, mean, std, tuple(flip_axes)) for images, labels in (train, test)]
-    return ImageSet(name, *halves, tuple(classes), source)
-
-
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in [0, 1], from its histogram: exact, and in little memory."""
-    level = torch.arange(256, dtype=torch.float64) / 255
-    weight = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
-    weight /= weight.sum(1, keepdim=True)
-    mean = weight @ level
-    std = (weight @ level.square() - mean.square()).clamp_min(0).sqrt()
-    return mean.float(), std.clamp_min(1e-3).float()
 
 
 def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> ImageSet:
@@ -145,10 +33,8 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
         files.DamagedFile: a file is not what it should be, or cannot be decoded; it is named.
         ImportError: the set needs a package that is not installed; says which.
     """
-    entry, folder = DATASETS[checks.one_of("data set", name, DATASETS)], data_folder(root)
-    for option, value in options.items():
-        checks.one_of(f"option of {name}", option, entry.options)
-        options[option] = _checked(option, value, entry)
+    options = check_options(name, options)
+    entry, folder = DATASETS[name], data_folder(root)
     options = {**entry.options, **options}
     if entry.places:
         place = fetch(name, root, entry.sizes.get(options.get("size")))
@@ -161,6 +47,30 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
     source = {"name": name, **options} | ({"root": str(folder.resolve())} if root else {})
     data = image_set(name, train, test, classes, options.get("flip_axes", entry.flip_axes), source)
     return replace(data, regions=entry.regions and _scaled(entry.regions, entry.options["shape"], data.image_shape))
+
+
+def check_options(name: str, options: Mapping[str, Any] | str) -> dict[str, Any]:
+    """The options of a data set, checked without loading it, as JSON can write them.
+
+    Args:
+        options: by name; or as text, "size=64 split_seed=1", each value as YAML.
+
+    Raises:
+        ValueError: an unknown data set, option (the nearest is named) or value.
+    """
+    import yaml
+
+    entry = DATASETS[checks.one_of("data set", name, DATASETS)]
+    if isinstance(options, str):
+        pairs = [pair.partition("=") for pair in options.split()]
+        try:
+            options = {option: yaml.safe_load(value) for option, _, value in pairs}
+        except yaml.YAMLError:
+            raise ValueError(f"options of {name} must be like 'size=64 shape=[48,42]', got {options!r}.") from None
+    return {
+        checks.one_of(f"option of {name}", option, entry.options): _checked(option, value, entry)
+        for option, value in options.items()
+    }
 
 
 def data_folder(root: str | Path | None = None) -> Path:

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 
 from . import checks
 from .backbones import groupable
-from .datasets import ImageSet, Split, load_dataset
+from .datasets import load_dataset
+from .images import ImageSet, Split
 from .local import LocalCNNs
 from .training import RECIPES, Recipe, choose_device, fit, progress_bar
 
@@ -29,7 +31,7 @@ ENGINES = ("auto", "fused", "loop")
 
 def train_local(
     local: LocalCNNs,
-    data: ImageSet | Split,
+    data: ImageSet | Split | Sequence[Split],
     recipe: Recipe = RECIPES["local"],
     *,
     engine: str | Executor = "auto",
@@ -39,6 +41,7 @@ def train_local(
     """Train the N local CNNs, each alone on its own window, in place (P1, P2: the first step).
 
     Args:
+        data: the images of all; or a split of its own for each, of equal size (`channels.shares`).
         engine: "fused" trains all in one module with grouped convolutions, in several passes where memory is short;
             "loop" one after another; an executor a task for each, on its workers.  "auto" is fused, which was the
             faster one wherever it was measured (`ddlib bench`), and the loop for backbones that cannot be grouped.
@@ -52,6 +55,8 @@ def train_local(
         ValueError: an unknown engine (the nearest is named), or a recipe that does not fit the data or the device.
     """
     each = [[index] for index in range(len(local))]
+    if not isinstance(data, (ImageSet, Split)) and (len(data) != len(local) or len({*map(len, data)}) != 1):
+        raise ValueError(f"{len(local)} local CNNs need as many splits of equal size, got {[len(s) for s in data]}.")
     if isinstance(engine, Executor):
         return _gather(local, _on_executor(local, each, data, recipe, engine, checkpoint, progress))
     engine = checks.one_of("engine", engine, ENGINES)
@@ -59,7 +64,7 @@ def train_local(
         engine = "fused" if groupable(local.backbone) else "loop"
     parts = each if engine == "loop" else _passes(local, data, recipe)
     if len(parts) == 1 and engine == "fused":
-        return fit(local, data, recipe, checkpoint=checkpoint, progress=progress)
+        return fit(local, _images(data, parts[0]), recipe, checkpoint=checkpoint, progress=progress)
     return _gather(local, _one_by_one(local, parts, data, recipe, checkpoint, progress))
 
 
@@ -93,7 +98,7 @@ Trained = tuple[Sequence[int], LocalCNNs, list[dict[str, float]]]
 def _one_by_one(
     local: LocalCNNs,
     parts: Sequence[Sequence[int]],
-    data: ImageSet | Split,
+    data: ImageSet | Split | Sequence[Split],
     recipe: Recipe,
     checkpoint: str | Path | None,
     progress: bool | str,
@@ -101,14 +106,15 @@ def _one_by_one(
     copies = [local.part(indices) for indices in parts]  # before any is trained and put back
     for number, (indices, part) in enumerate(zip(parts, copies, strict=True)):
         title = progress and f"local CNNs, {number + 1} of {len(parts)}"
-        history = fit(part, data, recipe, checkpoint=_numbered(checkpoint, indices), progress=title)
+        own = _images(data, indices)
+        history = fit(part, own, recipe, checkpoint=_numbered(checkpoint, indices), progress=title)
         yield indices, part, history.to_dict("records")
 
 
 def _on_executor(
     local: LocalCNNs,
     parts: Sequence[Sequence[int]],
-    data: ImageSet | Split,
+    data: ImageSet | Split | Sequence[Split],
     recipe: Recipe,
     executor: Executor,
     checkpoint: str | Path | None,
@@ -120,7 +126,8 @@ def _on_executor(
     tasks = {}
     for indices in parts:
         part = local.part(indices)
-        task = executor.submit(train_part, part, data, recipe, _numbered(checkpoint, indices))
+        own = data if isinstance(data, dict) else _images(data, indices)
+        task = executor.submit(train_part, part, own, recipe, _numbered(checkpoint, indices))
         tasks[task] = indices, part
     with progress_bar(progress if isinstance(progress, str) else "local CNNs", len(tasks), 0, bool(progress)) as bar:
         for task in as_completed(tasks):
@@ -153,9 +160,25 @@ def _gather(local: LocalCNNs, trained: Iterator[Trained]) -> "pd.DataFrame":
     return joined.reset_index()
 
 
-def _passes(local: LocalCNNs, data: ImageSet | Split, recipe: Recipe) -> list[list[int]]:
+def _images(data: ImageSet | Split | Sequence[Split], indices: Sequence[int]) -> Split:
+    """What the local CNNs `indices` train on; splits of their own side by side, as further channels and labels."""
+    if isinstance(data, (ImageSet, Split)):
+        return data.train if isinstance(data, ImageSet) else data
+    own = [data[index] for index in indices]
+    if len(own) == 1:
+        return own[0]
+    return replace(
+        own[0],
+        images=torch.cat([split.images for split in own], 1),  # (n, N·C, *shape)
+        labels=torch.stack([split.labels for split in own], 1),  # (n, N)
+        mean=torch.cat([split.mean for split in own]),
+        std=torch.cat([split.std for split in own]),
+    )
+
+
+def _passes(local: LocalCNNs, data: ImageSet | Split | Sequence[Split], recipe: Recipe) -> list[list[int]]:
     """The subdomains of each fused pass: all in one, or fewer where one pass would not fit into memory."""
-    split = data.train if isinstance(data, ImageSet) else data
+    split = _images(data, [0])
     needed, free = _memory_needed(local, split, recipe), _memory_free(choose_device(recipe.device))
     count = min(len(local), max(1, math.ceil(needed / (0.8 * free))))
     if count > 1:
@@ -177,13 +200,14 @@ def _memory_needed(local: LocalCNNs, split: Split, recipe: Recipe) -> int:
         for layer in local.modules()
         if not list(layer.children())
     ]
-    training = local.training
+    modes = {module: module.training for module in local.modules()}
     with torch.no_grad():
         first = next(local.parameters())
         local.eval()(torch.zeros(1, *split.images.shape[1:], dtype=first.dtype, device=first.device))
     for hook in hooks:
         hook.remove()
-    local.train(training)
+    for module, mode in modes.items():
+        module.training = mode
     return 2 * 4 * recipe.batch_size * sum(kept)
 
 

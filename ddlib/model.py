@@ -1,9 +1,10 @@
 """The CNN-DNN as one coherent model."""
 
+import torch
 from torch import Tensor, nn
 
 from .aggregation import DenseAggregator
-from .local import LocalCNNs
+from .local import LocalCNNs, softmax
 
 
 class CNNDNN(nn.Module):
@@ -26,3 +27,20 @@ class CNNDNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, *image_shape) → logits (B, K)."""
         return self.head(self.local.probabilities(x))
+
+
+class BothLevels(nn.Module):
+    """A coherent model with the local losses added to the global one: (B, C, *image_shape) → (B, 1 + N, K) (ours).
+
+    `fit` sums the cross-entropies of all these logits.  The local CNNs then learn from the first step, also where
+    the dense network sees the softmax of so many classes that hardly any gradient passes through it.
+    """
+
+    def __init__(self, model: CNNDNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        local = self.model.local(x)  # (B, N, K)
+        logits = self.model.head(softmax(local))[:, None]  # (B, 1, K)
+        return torch.cat([logits, local.to(logits.dtype)], 1)

@@ -45,8 +45,8 @@ def points(strategies: str, **given: Any) -> list[Experiment]:
         if empty:
             raise ValueError(f"{empty[0]} must name at least one value, got an empty text.")
         check_injected(names)
-        combined = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-        asked = list({tuple(sorted(_own_overlap(one).items())): _own_overlap(one) for one in combined}.values())
+        combined = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
+        asked = list({tuple(sorted(one.items())): one for one in map(_own_overlap, combined)}.values())
         return [Experiment(strategies=tuple(strategies.split()), **given, **one) for one in asked]
     except ValueError as error:
         raise ParameterError(str(error)) from None

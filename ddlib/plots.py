@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .datasets import Split
 from .decomposition import Decomposition
 from .evaluation import interval
+from .images import Split
 from .model import CNNDNN
 from .training import predict
 

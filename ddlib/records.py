@@ -44,8 +44,8 @@ ROW = {  # column → type; `gather` gives these, in this order, and then the pr
 }
 # A change in these files can change a figure: their hash makes a record stale.
 NUMERICS = (
-    *("decomposition", "backbones", "datasets", "readers", "augmentation", "local", "aggregation", "model"),
-    *("training", "engines", "experiment"),
+    *("decomposition", "backbones", "images", "datasets", "readers", "augmentation", "local", "aggregation", "model"),
+    *("channels", "training", "engines", "stages", "experiment"),
 )
 
 
@@ -55,8 +55,10 @@ class Record:
 
     Attributes:
         parameters: of the `Experiment`, without its strategies; they identify the point.
-        rows: a row a strategy (`local`: one for each subdomain), columns `ROW`.
-        arrays: "labels" (n,), "predicted/STRATEGY" (n,), "predicted/local" (N, n), "history/STAGE/COLUMN" (epochs,).
+        rows: a row a strategy (`local`: one for each subdomain; `sub-networks` likewise), columns `ROW`.
+        arrays: "labels" (n,), "predicted/STRATEGY" (n,), "predicted/local" (N, n), "history/STAGE/COLUMN" (epochs,);
+            for two classes "score/STRATEGY", the second one's probability; for the dense network "importance" (N,);
+            for sub-networks on whole images "bounds/FIGURE", see `channels.bounds`.
         provenance: git commit, hash of the code, versions, device, threads, precision, time.
     """
 
@@ -101,7 +103,7 @@ class Record:
         return pd.concat([pd.DataFrame(columns).assign(stage=stage) for stage, columns in stages.items()])
 
     def predicted(self, strategy: str) -> np.ndarray:
-        """Predicted class of each test image, (n,); for "local", (N, n)."""
+        """Predicted class of each test image, (n,); for "local" and "sub-networks", (N, n)."""
         return self.arrays[f"predicted/{strategy}"]
 
     def save(self, folder: str | Path) -> Path:

@@ -22,7 +22,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checks, datasets, files, records
+from . import checks, files, records
 from .experiment import Experiment
 from .notebook import points
 
@@ -108,19 +108,7 @@ def _expand(block: dict[str, Any], path: Path) -> Iterable[Point]:
             raise ValueError(
                 f"{path}: a point has one grid, overlap and seed, got {several}; write YAML lists instead."
             )
-        _check_data(found[0])
         yield Point(notebook, output, {k: _as_text(k, v) for k, v in given.items()}, found[0])
-
-
-def _check_data(experiment: Experiment) -> None:
-    """What `load_dataset` and the decomposition would refuse, without loading the images."""
-    import yaml
-
-    entry = datasets.DATASETS[experiment.dataset]
-    for option, _, value in (pair.partition("=") for pair in (experiment.options or "").split()):
-        datasets._checked(option, yaml.safe_load(value), entry)
-    if experiment.grid == "regions" and entry.regions is None:
-        raise ValueError(f"data set {experiment.dataset!r} has no named regions; give a grid like '2x2'.")
 
 
 def _as_text(key: str, value: Any) -> Any:

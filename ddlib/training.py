@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from . import checks, files
 from .augmentation import augment, memory_format, prepare
 from .backbones import Backbone
-from .datasets import ImageSet, Split
+from .images import ImageSet, Split
 from .local import LocalCNNs, softmax
 from .model import CNNDNN
 
@@ -95,6 +95,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "coherent": Recipe(),
     "transfer": Recipe(rate=0.02),
+    "sub-networks": Recipe(),
+    "channels": Recipe(rate=0.02),
 }
 
 
@@ -169,14 +171,9 @@ def train_aggregator(
     model.head.to(device)
     inputs = probabilities.to(device, next(model.head.parameters()).dtype)
     recipe = replace(recipe, precision="fp32")
+    labels = split.labels.to(device)
     return _optimise(
-        model.head,
-        lambda chosen, _: inputs.index_select(0, chosen),
-        split.labels.to(device),
-        recipe,
-        metrics,
-        checkpoint,
-        progress,
+        model.head, lambda chosen, _: inputs.index_select(0, chosen), labels, recipe, metrics, checkpoint, progress
     )
 
 
@@ -253,7 +250,7 @@ def _optimise(
                     optimizer.step()
                     networks = logits.numel() // (len(targets) * logits.shape[-1])
                     loss_sum += loss.detach() / networks
-                    right += (logits.detach().argmax(-1).view(size, -1) == targets[:, None]).to(wide).mean()
+                    right += (logits.detach().argmax(-1).view(size, -1) == targets.view(size, -1)).to(wide).mean()
                     bar.update()
             row = {"epoch": epoch + 1, "loss": loss_sum.item() / steps, "train_accuracy": right.item() / steps}
             row |= {"rate": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
@@ -267,13 +264,13 @@ def _optimise(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits and (B,) labels → a scalar.
+    """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits, (B,) or (B, N) labels → a scalar.
 
     A mean over networks would divide every local gradient by N.
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     networks = logits.numel() // (len(labels) * logits.shape[-1])
-    each = labels.repeat_interleave(networks)
+    each = labels.view(len(labels), -1).expand(-1, networks).reshape(-1)
     return networks * F.cross_entropy(logits.reshape(len(each), -1), each, label_smoothing=label_smoothing)
 
 

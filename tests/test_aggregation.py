@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddlib import CNNDNN, Decomposition, DenseAggregator, average_probability, majority_vote
+from ddlib.aggregation import importance
 
 
 @st.composite
@@ -161,3 +162,21 @@ def test_the_coherent_model_is_the_dense_network_on_local_probabilities():
         assert apart(model(x), model.head(each)) < 1e-5
     with torch.autocast("cpu", torch.bfloat16):
         assert local.probabilities(x).dtype == torch.float32
+
+
+def test_importance_is_what_is_lost_without_a_subdomain():
+    """A dense network that looks at subdomain 1 alone: the others are worth nothing, that one all but chance."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    p = torch.rand((400, 3, 4), generator=generator).softmax(-1)
+    p[:, 1] = torch.nn.functional.one_hot(labels, 4).float()
+    head = DenseAggregator(3, 4, hidden=())
+    with torch.no_grad():
+        head.layers[0].weight.zero_()
+        head.layers[0].weight[:, 4:8] = torch.eye(4)
+    first, second, third = importance(head, p, labels)
+    assert first == pytest.approx(0, abs=1e-12)
+    assert third == pytest.approx(0, abs=1e-12)
+    assert second == pytest.approx(0.75, abs=0.02)
+    assert importance(head, p, labels, seed=1) != importance(head, p, labels, seed=0)
+    assert importance(head, p, labels, seed=1) == importance(head, p, labels, seed=1)

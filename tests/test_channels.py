@@ -1,7 +1,9 @@
 """P3: what `split` and `compose` keep, what starts to learn, and the bounds on the composed network."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import made_up
@@ -12,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ddlib
-from ddlib import Decomposition, LocalCNNs, Recipe
+from ddlib import Decomposition, Experiment, LocalCNNs, Recipe, fit, train_local
 from ddlib.augmentation import prepare
 from ddlib.backbones import BACKBONES, VGG9, Backbone
 from ddlib.channels import bounds, compose, feature_maps, shares, side_by_side, split
@@ -539,3 +541,78 @@ def test_local_cnns_of_ones_own_backbone_are_refused():
     local = LocalCNNs(small_net, dec, in_channels=3, num_classes=4, width=4)
     with pytest.raises(ValueError, match="layer '0' of a Sequential cannot be split"):
         compose(local)
+
+
+# ── in the engines and in an experiment ──
+
+
+def test_sub_networks_on_shares_of_their_own_are_each_trained_alone(tiny):
+    """Fused = one by one = each fitted on its own share, to 1e-9, and the augmentation is the same."""
+    recipe = Recipe(epochs=2, batch_size=8, momentum=0.0, rate=0.05, precision="fp32")
+    dec = Decomposition.regions((12, 12), {f"channels {p}": [(0, 12), (0, 12)] for p in range(3)})
+    local = LocalCNNs("vgg9", dec, in_channels=3, num_classes=4, width=12, local_width=4).double()
+    hands = shares(tiny.train, 3)
+    alone = [local.subnet(i) for i in range(3)]
+    fused, loop = copy.deepcopy(local), copy.deepcopy(local)
+    history = train_local(fused, hands, recipe, engine="fused", progress=False)
+    again = train_local(loop, hands, recipe, engine="loop", progress=False)
+    assert np.allclose(history["loss"], again["loss"], rtol=1e-9)
+    assert np.allclose(history["train_accuracy"], again["train_accuracy"])
+    for i, net in enumerate(alone):
+        fit(net, hands[i], recipe, progress=False)
+        for engine in (fused, loop):
+            for (name, expected), found in zip(net.state_dict().items(), engine.subnet(i).state_dict().values()):
+                assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12), name
+
+
+def test_shares_must_be_as_many_as_networks_and_of_equal_size(tiny):
+    dec = Decomposition.grid((12, 12), 2)
+    local = LocalCNNs("vgg9", dec, in_channels=3, num_classes=4, width=8)
+    for hands in (shares(tiny.train, 3), [tiny.train] * 3 + [tiny.train.some(torch.arange(40))]):
+        with pytest.raises(ValueError, match="4 local CNNs need as many splits of equal size"):
+            train_local(local, hands, progress=False)
+
+
+@pytest.mark.parametrize("samples", ["all", "shares", "windows"])
+def test_channels_are_a_strategy(samples):
+    point = Experiment(
+        "digits",
+        train_size=80,
+        width=8,
+        epochs=1,
+        batch_size=16,
+        samples=samples,
+        precision="fp32",
+        strategies=("global", "sub-networks", "composed", "channels"),
+    )
+    record = point.record(progress=False)
+    frame = record.frame()
+    sizes = frame.groupby("strategy")["parameters"].first()
+    assert sizes["composed"] == sizes["channels"] == sizes["global"]
+    assert (frame["strategy"] == "sub-networks").sum() == 4
+    assert record.predicted("sub-networks").shape == (4, 360)
+    seconds = frame.groupby("strategy")["seconds"].first()
+    assert seconds["sub-networks"] == seconds["composed"] < seconds["channels"]
+    if samples != "windows":  # one input for all: the bounds hold, and the composed network is their average
+        right = record.predicted("composed") == record.arrays["labels"]
+        assert record.arrays["bounds/accuracy"] == pytest.approx(right.mean(), abs=1 / 360)
+        bound = {name.removeprefix("bounds/"): value for name, value in record.arrays.items() if "bounds" in name}
+        assert bound["accuracy_low"] <= bound["accuracy"] <= bound["accuracy_high"]
+        assert bound["cross_entropy_low"] <= bound["cross_entropy"] <= bound["cross_entropy_high"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"width": 10}, "width 10 cannot be split evenly into 4"),
+        ({"channel_parts": 3}, "width 8 cannot be split evenly into 3"),
+        ({"channel_parts": 0}, "channel_parts must be a whole number ≥ 1"),
+        ({"channel_parts": 2, "samples": "windows"}, "2 sub-networks .* do not fit the 4 windows"),
+        ({"samples": "share"}, "Did you mean 'shares'"),
+        ({"samples": "shares", "batch_size": 400}, "batch_size 400 is larger than a sub-network's share: 359"),
+        ({"backbone": "mobilenet_v2", "width": 8, "channel_parts": 8}, "cannot be split"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_before_training(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Experiment("digits", **{"width": 8, "strategies": ("channels",)} | wrong).run(progress=False)

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 
@@ -6,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ddlib import Experiment, Record, experiment, gather, interval, records
+from ddlib import Experiment, Record, gather, interval, records, stages
 from ddlib.augmentation import prepare
 from ddlib.datasets import DATASETS, Entry
 from ddlib.files import DamagedFile
-from ddlib.training import predict
+from ddlib.model import CNNDNN, BothLevels
+from ddlib.training import cross_entropy, predict
 
 SMALL = {"dataset": "tiny", "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 16, "precision": "fp32"}
 ALL = ("global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer")
@@ -37,10 +39,8 @@ def trainings(monkeypatch):
     """The names of the trainings that are called, in order."""
     called = []
     for name in TRAININGS:
-        real = getattr(experiment, name)
-        monkeypatch.setattr(
-            experiment, name, lambda *a, name=name, real=real, **o: (called.append(name), real(*a, **o))[1]
-        )
+        real = getattr(stages, name)
+        monkeypatch.setattr(stages, name, lambda *a, name=name, real=real, **o: (called.append(name), real(*a, **o))[1])
     return called
 
 
@@ -94,7 +94,7 @@ def test_what_a_strategy_costs(everything):
 
 def build_global():
     torch.manual_seed(0)
-    return experiment.build("vgg9", in_channels=3, num_classes=4, width=8)
+    return stages.build("vgg9", in_channels=3, num_classes=4, width=8)
 
 
 def test_history_of_every_training(everything):
@@ -215,7 +215,7 @@ def test_nothing_is_trained_that_is_not_needed(trainings, strategy, needed):
 
 def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
     """Before its first step it gives the logits of the two trained parts, and its training leaves those alone."""
-    found, real = {}, experiment.fit
+    found, real = {}, stages.fit
 
     def fit(model, data, recipe, **options):
         x = prepare(data.test.images, data.test)
@@ -224,9 +224,9 @@ def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
         found["before"] = predict(runs[0].cnn_dnn, data.test, precision="fp32")
         return real(model, data, recipe, **options)
 
-    runs, make = [], experiment._Run.__init__
-    monkeypatch.setattr(experiment._Run, "__init__", lambda self, *a: (runs.append(self), make(self, *a))[1])
-    monkeypatch.setattr(experiment, "fit", fit)
+    runs, make = [], stages.Stages.__init__
+    monkeypatch.setattr(stages.Stages, "__init__", lambda self, *a: (runs.append(self), make(self, *a))[1])
+    monkeypatch.setattr(stages, "fit", fit)
     Experiment(**SMALL, strategies=("transfer", "cnn-dnn")).run(progress=False)
     two_steps = runs[0].cnn_dnn
     with torch.no_grad():
@@ -361,7 +361,9 @@ def test_a_record_of_other_code_is_stale(saved, monkeypatch):
 
 
 def test_the_code_hash_depends_on_what_figures_depend_on():
-    assert {"backbones", "training", "experiment", "augmentation", "datasets", "readers"} <= set(records.NUMERICS)
+    assert {"backbones", "training", "stages", "experiment", "augmentation", "datasets", "readers"} <= set(
+        records.NUMERICS
+    )
 
 
 # ── keeping and using again ──
@@ -397,7 +399,7 @@ def test_an_interrupted_point_goes_on(tmp_path, trainings, monkeypatch):
     point = Experiment(**SMALL, strategies=("cnn-dnn",))
     expected = point.record(progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "train_aggregator", fail)
+        patch.setattr(stages, "train_aggregator", fail)
         with pytest.raises(KeyboardInterrupt):
             point.record(tmp_path, progress=False)
     assert list(tmp_path.glob("*.json")) == []
@@ -487,7 +489,7 @@ def untrained(monkeypatch):
         raise AssertionError("something was trained")
 
     for name in TRAININGS:
-        monkeypatch.setattr(experiment, name, never)
+        monkeypatch.setattr(stages, name, never)
 
 
 @pytest.mark.parametrize(
@@ -550,3 +552,65 @@ def test_a_record_can_be_made_by_hand(tmp_path):
     path = record.save(tmp_path)
     assert_same_record(records.load(path), record)
     pd.testing.assert_frame_equal(gather(tmp_path)[list(records.ROW)], record.frame())
+
+
+# ── remedies ──
+
+
+def test_the_dense_network_learns_from_folds_that_the_local_cnns_did_not_see():
+    """Each image's probabilities come from local CNNs trained on the other folds; the papers' way is the default."""
+    options = {**SMALL, "strategies": ("local", "cnn-dnn")}
+    usual, folded = (Experiment(**options, out_of_fold=folds).record(progress=False) for folds in (None, 2))
+    assert np.array_equal(usual.predicted("local"), folded.predicted("local"))  # the local CNNs are the same
+    assert "out_of_fold" not in usual.parameters
+    assert folded.parameters["out_of_fold"] == 2
+    names = {name.split("/")[1] for name in folded.arrays if name.startswith("history")}
+    assert names == {"local", "dense network", "local, fold 1", "local, fold 2"}
+    cost = {s: rows["seconds"].iloc[0] for s, rows in folded.frame().groupby("strategy")}
+    own = {name: folded.arrays[f"history/{name}/seconds"].sum() for name in names}
+    assert cost["cnn-dnn"] == pytest.approx(sum(own.values()), abs=1e-3)
+    assert not np.allclose(
+        usual.arrays["history/dense network/loss"], folded.arrays["history/dense network/loss"], atol=1e-6
+    )
+
+
+def test_folds_are_disjoint_and_keep_the_classes(monkeypatch):
+    seen, real = [], stages.predict
+    monkeypatch.setattr(stages, "predict", lambda model, split, **o: (seen.append(split), real(model, split, **o))[1])
+    run = stages.Stages(point := Experiment(**SMALL, out_of_fold=4), point.data(), None, False)
+    p = run._out_of_fold()
+    assert sorted(len(split) for split in seen) == [16] * 4
+    assert all(torch.bincount(split.labels).tolist() == [4] * 4 for split in seen)
+    assert torch.allclose(p.sum(-1), torch.ones(64, 4))
+
+
+def test_local_losses_reach_the_local_cnns_also_where_the_dense_network_says_nothing():
+    """With a head of zeros no gradient passes through it; the added local losses are those of local training."""
+    torch.manual_seed(0)
+    point = Experiment(**SMALL)
+    run = stages.Stages(point, point.data(), None, False)
+    model = run._fresh(lambda: CNNDNN(run._local_cnns(), run._dense_network())).double()
+    for p in model.head.parameters():
+        torch.nn.init.zeros_(p)
+    x, y = prepare(run.data.train.images[:8], run.data.train, torch.float64), run.data.train.labels[:8]
+    alone = copy.deepcopy(model.local)
+    cross_entropy(alone(x), y).backward()
+    cross_entropy(model(x), y).backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.local.parameters())
+    cross_entropy(BothLevels(model)(x), y).backward()
+    for found, expected in zip(model.local.parameters(), alone.parameters(), strict=True):
+        assert torch.allclose(found.grad, expected.grad, rtol=1e-9, atol=1e-14)
+
+
+def test_local_losses_are_an_option_of_the_coherent_model():
+    usual, both = (
+        Experiment(**SMALL, strategies=("coherent",), local_losses=on).record(progress=False) for on in (False, True)
+    )
+    assert usual.name == Experiment(**SMALL).name != both.name
+    first = "history/coherent/loss"
+    assert both.arrays[first][0] != usual.arrays[first][0]
+
+
+def test_two_classes_keep_their_scores_and_the_dense_network_its_importance(everything):
+    assert not [name for name in everything.arrays if name.startswith("score/")]
+    assert everything.arrays["importance"].shape == (4,)

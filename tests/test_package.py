@@ -21,21 +21,25 @@ MODULES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__init
 
 FLOORS = [
     {"checks", "files"},
-    {"decomposition", "backbones", "datasets", "downloads", "readers", "augmentation"},
+    {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation"},
     {"local", "aggregation", "channels"},
     {"model", "training"},
     {"engines", "distributed", "evaluation"},
-    {"records", "experiment", "plots"},
+    {"records", "stages", "experiment", "plots"},
     {"notebook", "sweep", "bench", "__main__"},
 ]
 # The steps within a floor.
 BESIDE = {
     ("datasets", "downloads"),
     ("datasets", "readers"),
-    ("augmentation", "datasets"),
+    ("datasets", "images"),
+    ("images", "readers"),
+    ("augmentation", "images"),
     ("channels", "local"),
     ("training", "model"),
+    ("stages", "records"),
     ("experiment", "records"),
+    ("experiment", "stages"),
     ("plots", "records"),
     ("sweep", "notebook"),
     ("__main__", "bench"),

@@ -79,7 +79,15 @@ def test_whole_numbers_of_other_types_are_whole_numbers():
 
 
 def test_the_recipes_of_the_stages():
-    assert set(ddlib.RECIPES) == {"global", "local", "dense network", "coherent", "transfer"}
+    assert set(ddlib.RECIPES) == {
+        "global",
+        "local",
+        "dense network",
+        "coherent",
+        "transfer",
+        "sub-networks",
+        "channels",
+    }
     assert ddlib.RECIPES["transfer"].rate == pytest.approx(ddlib.RECIPES["coherent"].rate / 5)
     assert not ddlib.RECIPES["dense network"].augment
 
