@@ -21,7 +21,7 @@ _HOME = {
     "model": ("CNNDNN",),
     "training": ("RECIPES", "Recipe", "accuracy", "fit", "predict", "train_aggregator"),
     "engines": ("process_pool", "train_local"),
-    "evaluation": ("accuracy_table", "confusion", "epochs_to_reach", "interval", "paired_test"),
+    "evaluation": ("accuracy_table", "confusion", "epochs_to_reach", "interval", "paired_test", "verdict"),
     "records": ("gather", "Record"),
     "experiment": ("STRATEGIES", "Experiment"),
     "notebook": ("agrees", "points"),
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .datasets import load_dataset
     from .decomposition import Decomposition, parse_grid
     from .engines import process_pool, train_local
-    from .evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test
+    from .evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test, verdict
     from .experiment import STRATEGIES, Experiment
     from .images import ImageSet, Split, image_set
     from .local import LocalCNNs

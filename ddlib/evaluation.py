@@ -47,6 +47,39 @@ def paired_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> PairedTest:
     return PairedTest(len(labels), only_a, only_b, (only_a - only_b) / len(labels), p_value)
 
 
+class Verdict(NamedTuple):
+    """On a claim, from n paired differences: their mean, its 95 % interval (Student's t), and the word."""
+
+    word: str
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def verdict(differences: ArrayLike, margin: float = 0.0, confidence: float = 0.95) -> Verdict:
+    """Does a claim "a exceeds b by more than −margin" hold, judged by the differences a − b of n seeds (ours)?
+
+    It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies at or
+    below, and is undecided otherwise; one seed decides nothing.
+
+    Raises:
+        ValueError: no differences, or one that is not finite.
+    """
+    from scipy.stats import t
+
+    values = np.asarray(differences, dtype=float)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"a verdict needs finite differences, at least one, got {values.tolist()}.")
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return Verdict("undecided", n, mean, float("-inf"), float("inf"))
+    reach = float(t.ppf(0.5 + confidence / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    low, high = mean - reach, mean + reach
+    word = "holds" if low > -margin else "does not hold" if high <= -margin else "undecided"
+    return Verdict(word, n, mean, low, high)
+
+
 def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Any:
     """(K, K) counts; row: true class, column: predicted class."""
     from sklearn.metrics import confusion_matrix
@@ -57,10 +90,12 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Any:
 def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Test accuracy in % as a table for readers: a row a decomposition, a column a strategy.
 
-    `local` is the mean over the local CNNs.  With several seeds: mean ± standard deviation over seeds (n).
-    `frame` is what `records.gather` gives.
+    `local` and `sub-networks` are means over the networks.  With several seeds: mean ± standard deviation over seeds
+    (n).  `frame` is what `records.gather` gives.
     """
     point = ["dataset", "backbone", "width", "grid", "overlap", "epochs"]
+    if "variant" in frame and frame["variant"].any():
+        point.append("variant")
     if "record" in frame and (frame.groupby([*point, "seed", "strategy"])["record"].nunique() > 1).any():
         raise ValueError("records of different parameters (rate, batch_size, …) would share a row: choose among them.")
     seeds = 100 * frame.groupby([*point, "strategy", "seed"], sort=False)["test_accuracy"].mean()

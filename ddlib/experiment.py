@@ -144,7 +144,7 @@ class Experiment:
         common = dict(batch_size=self.batch_size, precision=self.precision, seed=self.seed)
         if stage == "dense network":
             return replace(base, epochs=self.dense_epochs, **common)
-        slower = base.rate / RECIPES["global"].rate  # transfer and channels start near their goals
+        slower = base.rate / RECIPES["global"].rate  # transfer starts near its goal
         return replace(base, epochs=self.epochs, rate=self.rate * slower, augment=self.augment, **common)
 
     def run(self, folder: str | Path | None = None, **options: Any) -> "pd.DataFrame":

@@ -13,7 +13,14 @@ from .records import key
 if TYPE_CHECKING:
     import pandas as pd
 
-LISTS = {"grids": "grid", "overlaps": "overlap", "seeds": "seed"}  # "2x2 4x4" → two points
+# "2x2 4x4" → two points
+LISTS = {
+    "grids": "grid",
+    "overlaps": "overlap",
+    "parts": "channel_parts",
+    "lengths": "epochs",
+    "seeds": "seed",
+}
 
 
 class ParameterError(ValueError):
@@ -24,12 +31,12 @@ class ParameterError(ValueError):
 
 
 def points(strategies: str, **given: Any) -> list[Experiment]:
-    """The experiments that a notebook's parameters ask for: the product of its grids, overlaps and seeds.
+    """The experiments that a notebook's parameters ask for: the product of its `LISTS`.
 
     Args:
         strategies: names with spaces between them, e.g. "global average vote".
-        given: the notebook's own parameters by name, those of `Experiment`; `grids`, `overlaps` and `seeds` are
-            lists written with spaces, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
+        given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are lists written with
+            spaces, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
 
     Raises:
         ParameterError: a value that `Experiment` refuses, or a parameter that papermill injected and the notebook
@@ -38,10 +45,10 @@ def points(strategies: str, **given: Any) -> list[Experiment]:
     try:
         names = set(given)
         lists = {one: str(given.pop(many)).split() for many, one in LISTS.items() if many in given}
-        for one in ("overlap", "seed"):
-            if one in lists:
-                lists[one] = [_number(f"{one}s", value) for value in lists[one]]
-        empty = [f"{one}s" for one, values in lists.items() if not values]
+        for many, one in LISTS.items():
+            if one in lists and one != "grid":
+                lists[one] = [_number(many, value) for value in lists[one]]
+        empty = [many for many, one in LISTS.items() if lists.get(one) == []]
         if empty:
             raise ValueError(f"{empty[0]} must name at least one value, got an empty text.")
         check_injected(names)

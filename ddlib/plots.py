@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from .backbones import Backbone
 from .decomposition import Decomposition
 from .evaluation import interval
 from .images import Split
@@ -30,6 +31,8 @@ STYLE = {
     "cnn-dnn": ("#D55E00", "D"),
     "coherent": ("#CC79A7", "X"),
     "transfer": ("#009E73", "P"),
+    "sub-networks": ("#999999", "."),
+    "composed": ("#882255", "^"),
     "channels": ("#E69F00", "h"),
 }
 WINDOWS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -135,7 +138,7 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
 
     Bars are Wilson's 95 % intervals of a single run over the test images.
     """
-    frame = frame[frame["strategy"] != "local"]
+    frame = frame[~frame["strategy"].isin(["local", "sub-networks"])]
     columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
     shown = [s for s in STYLE if s in set(frame["strategy"])]
     for k, strategy in enumerate(shown):
@@ -233,3 +236,44 @@ def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
     ax.minorticks_off()
     ax.set_title("Training time of local CNNs against the global CNN")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def composition(ax: Axes, network: Backbone, layer: str, title: str = "") -> None:
+    """The kernels of a convolution (out, in) as their norms: block diagonal where sub-networks were composed (P3)."""
+    weight = network.get_submodule(layer).weight.detach()
+    field(ax, weight.flatten(2).norm(dim=2).numpy(), "norm of the kernel", title, vmin=0)
+    ax.set(xlabel="input channel", ylabel="output channel")
+
+
+def bounds(ax: Axes, found: "pd.DataFrame", figure: str, title: str = "") -> None:
+    """A figure of composed networks between its bounds (P3; ours), a row each.
+
+    Columns of `found`: name, FIGURE, FIGURE_low, FIGURE_high; accuracies as shares, drawn in %.
+    """
+    scale, unit = (100, " (%)") if figure == "accuracy" else (1, "")
+    for y, row in enumerate(found.to_dict("records")):
+        low, value, high = (scale * row[f"{figure}{end}"] for end in ("_low", "", "_high"))
+        ax.plot(
+            [low, high], [y, y], color="#999999", linewidth=6, solid_capstyle="butt", label="bounds" if y == 0 else None
+        )
+        options = {"color": STYLE["composed"][0], "marker": STYLE["composed"][1], "linestyle": "none", "markersize": 8}
+        ax.plot([value], [y], label="composed network" if y == 0 else None, **options)
+    ax.set_yticks(range(len(found)), found["name"])
+    ax.set(xlabel=f"test {figure.replace('_', '-')}{unit}", title=title, ylim=(len(found) - 0.5, -0.5))
+    ax.grid(True, axis="x", alpha=0.3)
+    ax.grid(False, axis="y")
+
+
+def time_to_accuracy(ax: Axes, costs: "pd.DataFrame", title: str = "") -> None:
+    """Test accuracy in % over seconds of training: a line a method, its points trainings of several lengths.
+
+    Columns of `costs`: method, strategy, epochs, seconds, test_accuracy; means over seeds, every seed a faint point.
+    """
+    for k, (method, rows) in enumerate(costs.groupby("method", sort=False)):
+        colour, marker = STYLE[rows["strategy"].iloc[0]]
+        dashes = ("-", "--", ":", "-.")[k % 4]
+        ax.plot(rows["seconds"], 100 * rows["test_accuracy"], marker, color=colour, alpha=0.3, markersize=5)
+        mean = rows.groupby("epochs")[["seconds", "test_accuracy"]].mean().sort_values("seconds")
+        ax.plot(mean["seconds"], 100 * mean["test_accuracy"], dashes, marker=marker, color=colour, label=method)
+    ax.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=title)
+    ax.legend(fontsize=8)

@@ -42,6 +42,8 @@ ROW = {  # column → type; `gather` gives these, in this order, and then the pr
     "parameters": int,
     "seconds": float,  # of all the trainings that the strategy needs; for `local`, of all N together
 }
+# Parameters of an experiment that are mostly not given; those that are tell the rows of a table apart.
+VARIANT = ("options", "train_size", "channel_parts", "samples", "out_of_fold", "local_losses")
 # A change in these files can change a figure: their hash makes a record stale.
 NUMERICS = (
     *("decomposition", "backbones", "images", "datasets", "readers", "augmentation", "local", "aggregation", "model"),
@@ -70,6 +72,11 @@ class Record:
     @property
     def name(self) -> str:
         return record_name(self.parameters)
+
+    @property
+    def variant(self) -> str:
+        """What of `VARIANT` is given, e.g. "channel_parts=2 samples=shares"."""
+        return " ".join(f"{name}={self.parameters[name]}" for name in VARIANT if name in self.parameters)
 
     @property
     def strategies(self) -> list[str]:
@@ -149,15 +156,18 @@ def load_all(folder: str | Path) -> list[Record]:
 
 
 def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
-    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW`, record, stale, commit."""
+    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW`, variant, record, …"""
     import pandas as pd
 
     found = load_all(source) if isinstance(source, (str, Path)) else source
     frames = [
-        record.frame().assign(record=record.name, stale=record.stale, commit=record.provenance["commit"][:10])
+        record.frame().assign(
+            variant=record.variant, record=record.name, stale=record.stale, commit=record.provenance["commit"][:10]
+        )
         for record in found
     ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*ROW, "record", "stale", "commit"])
+    columns = [*ROW, "variant", "record", "stale", "commit"]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
 def record_name(parameters: dict[str, Any]) -> str:

@@ -40,6 +40,22 @@ CHANNELS = ("sub-networks", "composed", "channels")  # P3's: split along the cha
 SEVERAL = ("local", "sub-networks")  # strategies of N networks, each with a figure of its own
 
 
+def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> float:
+    """Training time of a strategy, with all the trainings that it needs; `history` is that of a record.
+
+    `parallel` counts, for networks that were trained apart, the longest alone, as N workers would need it; NaN where
+    they were trained together (fused), since none was timed alone.
+    """
+    needed = STRATEGIES[strategy]
+    folds = history["stage"].str.contains("fold") & ("dense network" in needed)
+    own = history[history["stage"].isin(needed) | folds]
+    if not parallel:
+        return float(own["seconds"].sum())
+    apart = own["stage"].str.startswith(SEVERAL)
+    longest = own["seconds_longest"] if "seconds_longest" in own else own["seconds"] * float("nan")
+    return float(own["seconds"].where(~apart, longest).sum(skipna=False))
+
+
 class Stages:
     """The trainings and predictions of one `Experiment`."""
 
@@ -240,13 +256,14 @@ class Stages:
         return [row for strategy in self.experiment.strategies for row in self._rows(strategy)]
 
     def _rows(self, strategy: str) -> list[dict[str, Any]]:
-        e, stages = self.experiment, STRATEGIES[strategy]
+        import pandas as pd
+
+        e = self.experiment
         several, reached = strategy in SEVERAL, {}
         for half in ("train", "test"):
             value = accuracy(self.probabilities(strategy, half), getattr(self.data, half).labels)
             reached[half] = value if several else [value]
-        folds = [s for s in self.histories if "fold" in s and "dense network" in stages]
-        seconds = sum(float(self.histories[stage]["seconds"].sum()) for stage in (*stages, *folds))
+        history = pd.concat([frame.assign(stage=stage) for stage, frame in self.histories.items()])
         names = ("",)
         if several:
             names = (self.local if strategy == "local" else self.sub_networks).decomposition.names
@@ -261,7 +278,7 @@ class Stages:
                 "train_accuracy": reached["train"][i],
                 "test_accuracy": reached["test"][i],
                 "parameters": self._parameters(strategy) // len(names),
-                "seconds": round(seconds, 3),
+                "seconds": round(seconds(history, strategy), 3),
             }
             for i, name in enumerate(names)
         ]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import checks, files, records
 from .experiment import Experiment
-from .notebook import points
+from .notebook import LISTS, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,16 +104,14 @@ def _expand(block: dict[str, Any], path: Path) -> Iterable[Point]:
         asked = {k: v for k, v in {**defaults, **given}.items() if k not in ("output", "reuse")}
         found = points(**asked)
         if len(found) != 1:
-            several = {k: asked[k] for k in ("grids", "overlaps", "seeds") if k in asked}
-            raise ValueError(
-                f"{path}: a point has one grid, overlap and seed, got {several}; write YAML lists instead."
-            )
+            several = {k: asked[k] for k in LISTS if k in asked}
+            raise ValueError(f"{path}: a point has one value of each, got {several}; write YAML lists instead.")
         yield Point(notebook, output, {k: _as_text(k, v) for k, v in given.items()}, found[0])
 
 
 def _as_text(key: str, value: Any) -> Any:
-    """Notebooks take lists of grids, overlaps and seeds as text."""
-    return str(value) if key in ("grids", "overlaps", "seeds") else value
+    """Notebooks take their lists as text."""
+    return str(value) if key in LISTS else value
 
 
 def _defaults(notebook: Path) -> dict[str, Any]:
