@@ -37,6 +37,8 @@ STYLE = {
 }
 WINDOWS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+PARTS = (("#D55E00", "o"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"))  # numbers of sub-networks
+
 
 def use_style() -> None:
     """Quiet axes, readable sizes, for all figures of a notebook."""
@@ -264,16 +266,43 @@ def bounds(ax: Axes, found: "pd.DataFrame", figure: str, title: str = "") -> Non
     ax.grid(False, axis="y")
 
 
-def time_to_accuracy(ax: Axes, costs: "pd.DataFrame", title: str = "") -> None:
-    """Test accuracy in % over seconds of training: a line a method, its points trainings of several lengths.
+def further_training(ax: Axes, history: "pd.DataFrame", by: str = "epoch") -> None:
+    """Test accuracy in % of composed networks in training, and from random weights, by "epoch" or "second" (P3).
 
-    Columns of `costs`: method, strategy, epochs, seconds, test_accuracy; means over seeds, every seed a faint point.
+    Columns of `history`: those of records, and channel_parts.  By second, the curve of a composed network starts
+    where its sub-networks were trained: the longest of them, or all where they were trained together.
     """
-    for k, (method, rows) in enumerate(costs.groupby("method", sort=False)):
-        colour, marker = STYLE[rows["strategy"].iloc[0]]
-        dashes = ("-", "--", ":", "-.")[k % 4]
-        ax.plot(rows["seconds"], 100 * rows["test_accuracy"], marker, color=colour, alpha=0.3, markersize=5)
+    for k, (parts, one) in enumerate(history.groupby("channel_parts", sort=False)):
+        stages = dict(list(one.groupby("stage")))
+        apart = stages["sub-networks"]
+        alone = apart.get("seconds_longest", apart["seconds"])
+        before = (alone if alone.notna().all() else apart["seconds"]).sum()
+        colour, marker = PARTS[k % len(PARTS)]
+        curves = [("channels", f"composed of {parts}", colour, marker, before)]
+        curves += [("global", "random weights", *STYLE["global"], 0)] if not k else []
+        for stage, label, colour, marker, offset in curves:
+            rows = stages[stage]
+            x = rows["epoch"] if by == "epoch" else rows["seconds"].cumsum() + offset
+            ax.plot(x, 100 * rows["test_accuracy"], marker=marker, color=colour, label=label)
+    seconds = "seconds of training, a worker for each sub-network"
+    ax.set(xlabel="epoch of the global network" if by == "epoch" else seconds, ylabel="test accuracy (%)")
+    ax.legend(fontsize=8)
+
+
+def time_to_accuracy(ax: Axes, costs: "pd.DataFrame", title: str = "") -> None:
+    """Test accuracy in % over seconds of training: a line a method, its points trainings of several lengths (P3).
+
+    Columns of `costs`: method, workers, epochs, seconds, test_accuracy, channel_parts (0: random weights); the mean
+    over seeds, every seed a faint point.  Full lines: a worker for each sub-network; dashed: one machine for all.
+    """
+    parts = [p for p in dict.fromkeys(costs["channel_parts"]) if p]
+    for method, rows in costs.groupby("method", sort=False):
+        p, workers = rows["channel_parts"].iloc[0], rows["workers"].iloc[0]
+        colour, marker = PARTS[parts.index(p) % len(PARTS)] if p else STYLE["global"]
+        options = {"marker": marker, "color": colour, "fillstyle": "full" if workers or not p else "none"}
+        ax.plot(rows["seconds"], 100 * rows["test_accuracy"], linestyle="none", alpha=0.35, markersize=4, **options)
         mean = rows.groupby("epochs")[["seconds", "test_accuracy"]].mean().sort_values("seconds")
-        ax.plot(mean["seconds"], 100 * mean["test_accuracy"], dashes, marker=marker, color=colour, label=method)
-    ax.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=title)
+        line = "-" if workers or not p else "--"
+        ax.plot(mean["seconds"], 100 * mean["test_accuracy"], line, markersize=8, label=method, **options)
+    ax.set(xlabel="seconds of training, sub-networks included", ylabel="test accuracy (%)", title=title)
     ax.legend(fontsize=8)
