@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from .backbones import Backbone
 from .decomposition import Decomposition
@@ -156,6 +156,43 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)", title=title)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
+    """Test accuracy in % of each strategy over "subdomains" (a column of their number) or "overlap" (P1, P2).
+
+    Mean over seeds, every seed a point.
+    """
+    for strategy, rows in frame.groupby("strategy", sort=False):
+        colour, marker = STYLE[strategy]
+        each = rows.groupby([by, "seed"])["test_accuracy"].mean().reset_index()  # over the local CNNs
+        mean = 100 * each.groupby(by)["test_accuracy"].mean()
+        ax.plot(each[by], 100 * each["test_accuracy"], marker, color=colour, alpha=0.35, markersize=5)
+        ax.plot(mean.index, mean, color=colour, marker=marker, label=strategy, markersize=7, linewidth=1.2)
+    label = "number of subdomains N" if by == "subdomains" else "overlap δ (pixels)"
+    ax.set(xlabel=label, ylabel="test accuracy (%)", title=title)
+    ax.set_xticks(sorted(frame[by].unique()))
+
+
+def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", by: str, title: str = "") -> None:
+    """Test accuracy in % over seconds of training, a point a strategy and decomposition, with the Pareto front.
+
+    `costs`, with their columns `by`, and `pareto` are those of `report`.
+    """
+    shown = costs.dropna(subset=[by])
+    for strategy, rows in shown.groupby("strategy", sort=False):
+        colour, marker = STYLE[strategy]
+        filled = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 7}
+        ax.plot(rows[by], 100 * rows["test_accuracy"], label=strategy, **filled)
+    front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
+    ax.step(pareto[by], 100 * pareto["test_accuracy"], label="Pareto front", **front)
+    for _, row in pareto.drop_duplicates(["grid", "overlap"], keep="last").iterrows():
+        label = f"{row['grid'].replace('x', '×')}, δ={row['overlap']}" if row["strategy"] != "global" else "global"
+        ax.annotate(label, (row[by], 100 * row["test_accuracy"]), (3, 5), textcoords="offset points", fontsize=7)
+    workers = "a worker for each local CNN" if by == "parallel" else "on one machine"
+    ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
 
 
 def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") -> None:

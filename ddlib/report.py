@@ -4,12 +4,11 @@ Everything is drawn from records; nothing here trains.
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import records
+from . import files, records
 from .evaluation import paired_test, verdict
 from .experiment import Experiment
 from .records import Record
@@ -148,9 +147,19 @@ def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.Data
     return frame
 
 
-def read(folder: str | Path) -> list[Record]:
-    """All whole records below a folder, checkpoints left aside."""
-    return [record for record in records.load_all(folder)]
+def read(folders: str) -> list[Record]:
+    """All records below some folders, written with spaces; relative ones lie below the project's root.
+
+    Raises:
+        FileNotFoundError: a folder that is not there.
+        files.DamagedFile: a record that is not what was written.
+    """
+    found = []
+    for folder in map(files.resolve, folders.split()):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}.")
+        found += records.load_all(folder)
+    return found
 
 
 def _point(record: Record) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""Tables, claims and costs are what the records say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddlib import Experiment, Record, paired_test, report, verdict
+from ddlib.stages import seconds
+
+LABELS = np.arange(200) % 4
+
+
+def record(accuracies, seed=0, seconds_of=None, arrays=None, **parameters):
+    """A record with as many right answers as asked, the wrong ones drawn by the seed."""
+    parameters = Experiment(seed=seed, **parameters).parameters
+    generator, rows, kept = np.random.default_rng(seed), [], {"labels": LABELS}
+    point = {key: parameters[key] for key in ("dataset", "backbone", "width", "grid", "overlap", "seed", "epochs")}
+    for strategy, accuracy in accuracies.items():
+        wrong = generator.permutation(len(LABELS))[: round(len(LABELS) * (1 - accuracy))]
+        predicted = LABELS.copy()
+        predicted[wrong] = (predicted[wrong] + 1) % 4
+        kept[f"predicted/{strategy}"] = predicted[None]
+        figures = {"subdomain": "", "train_accuracy": 1.0, "test_accuracy": accuracy, "parameters": 1, "seconds": 1.0}
+        rows.append({**point, "strategy": strategy, **figures})
+    for stage, columns in (seconds_of or {}).items():
+        kept |= {f"history/{stage}/{name}": np.array(values, float) for name, values in columns.items()}
+    return Record(parameters, rows, kept | (arrays or {}), {"commit": "", "code": ""})
+
+
+def test_a_claim_is_judged_by_the_differences_of_its_seeds():
+    found = [record({"cnn-dnn": 0.8 + 0.01 * seed, "average": 0.7, "vote": 0.9}, seed) for seed in range(3)]
+    table = report.claims(found).set_index("b")
+    assert set(table["claim"]) == {"C1"}
+    assert table["n"].tolist() == [3, 3]
+    expected = verdict([10, 11, 12])
+    row = table.loc["average"]
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((11, expected.low, expected.high))
+    assert row["verdict"] == "holds"
+    assert table.loc["vote", "verdict"] == "does not hold"
+    tests = [paired_test(LABELS, r.predicted("cnn-dnn")[0], r.predicted("vote")[0]).p_value for r in found]
+    assert table.loc["vote", "p"] == max(tests)
+
+
+def test_points_of_other_parameters_are_apart_and_one_seed_is_undecided():
+    found = [record({"cnn-dnn": 0.9, "average": 0.5}, overlap=overlap) for overlap in (0, 2)]
+    found.append(record({"cnn-dnn": 0.9, "average": 0.5}, train_size=500))
+    found.append(record({"global": 0.9}, overlap=4))  # has nothing to compare
+    table = report.claims(found)
+    assert len(table) == 3
+    assert table["variant"].tolist() == ["", "", "train_size=500"]
+    assert set(table["verdict"]) == {"undecided"}
+
+
+def test_the_equal_budget_pairs_a_point_with_one_of_twice_its_epochs():
+    found = [record({"transfer": 0.9}, seed, epochs=6) for seed in range(2)]
+    assert report.equal_budget(found).empty
+    found += [record({"cnn-dnn": 0.8, "coherent": 0.95}, seed, epochs=12) for seed in range(2)]
+    found += [record({"cnn-dnn": 0.1}, seed, epochs=24) for seed in range(2)]  # no transfer with 12 epochs
+    table = report.equal_budget(found).set_index("b")
+    assert table["difference"].to_dict() == pytest.approx({"cnn-dnn": 10, "coherent": -5})
+    assert table["n"].tolist() == [2, 2]
+
+
+def test_costs_on_one_machine_and_in_parallel():
+    history = {
+        "local": {"seconds": [10, 20], "seconds_longest": [4, 6], "epoch": [1, 2]},
+        "dense network": {"seconds": [1], "epoch": [1]},
+        "global": {"seconds": [50], "epoch": [1]},
+    }
+    together = {"local": {"seconds": [8, 9], "epoch": [1, 2]}, "global": {"seconds": [50], "epoch": [1]}}
+    found = [record({"global": 0.9, "average": 0.7, "cnn-dnn": 0.8}, seconds_of=history)]
+    found.append(record({"global": 0.9, "average": 0.7}, 1, seconds_of=together))
+    table = report.costs(found).set_index(["seed", "strategy"])
+    assert table["one machine"].to_dict() == {
+        (0, "global"): 50,
+        (0, "average"): 30,
+        (0, "cnn-dnn"): 31,
+        (1, "global"): 50,
+        (1, "average"): 17,
+    }
+    assert table["parallel"].iloc[:4].tolist() == [50, 10, 11, 50]
+    assert np.isnan(table.loc[(1, "average"), "parallel"])
+    folded = pd.DataFrame(
+        [("local", 10), ("local, fold 1", 5), ("local, fold 2", 6), ("dense network", 1)], columns=["stage", "seconds"]
+    )
+    assert (seconds(folded, "average"), seconds(folded, "cnn-dnn")) == (10, 22)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12))
+def test_nothing_on_the_pareto_front_is_beaten_and_all_else_is(pairs):
+    table = pd.DataFrame(pairs, columns=["one machine", "test_accuracy"], dtype=float)
+    front = report.pareto(table)
+    for index, row in table.iterrows():
+        better = (table["one machine"] <= row["one machine"]) & (table["test_accuracy"] >= row["test_accuracy"])
+        beaten = better & (
+            (table["one machine"] < row["one machine"]) | (table["test_accuracy"] > row["test_accuracy"])
+        )
+        twin = ((front - row).abs().sum(axis=1) == 0).any()
+        assert twin != beaten.any(), (index, row)
+
+
+def test_coverage_counts_the_seeds_that_are_on_record():
+    planned = [Experiment(grid=grid, seed=seed) for grid in ("2x2", "4x4", "3x3") for seed in range(2)]
+    found = [record({"global": 0.9}, seed) for seed in range(2)] + [record({"global": 0.9}, grid="4x4")]
+    table = report.coverage(found, planned).set_index("grid")
+    assert table["state"].to_dict() == {"2x2": "complete", "4x4": "partly", "3x3": "not run"}
+    assert not report.coverage([record({"global": 0.9}, rate=0.05)], planned)["on record"].any()  # not the point asked
+
+
+def test_scores_of_two_classes():
+    labels = np.array([0, 0, 1, 1])
+    arrays = {
+        "labels": labels,
+        "score/global": np.array([0.1, 0.6, 0.5, 0.9]),
+        "predicted/global": np.array([[0, 1, 0, 1]]),
+    }
+    table = report.scores([record({"global": 0.5}, arrays=arrays)])
+    assert table[["AUC", "accuracy"]].to_numpy().tolist() == [[75.0, 50.0]]
+    assert report.scores([record({"global": 0.5})]).empty
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=8), st.floats(0, 2))
+def test_verdicts(differences, margin):
+    found = verdict(differences, margin)
+    assert found.low <= found.mean <= found.high
+    assert found.mean == pytest.approx(np.mean(differences))
+    assert (found.word == "holds") == (found.low > -margin)
+    opposite = verdict([-d for d in differences])
+    assert (found.low, found.high) == pytest.approx((-opposite.high, -opposite.low))
+
+
+def test_known_verdicts():
+    assert verdict([1.0, 2.0, 3.0])[2:] == pytest.approx((2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert verdict([5.0]).word == "undecided"
+    assert verdict([0.0, 0.0]).word == "does not hold"
+    assert verdict([0.0, 0.0], margin=0.5).word == "holds"
+    for wrong in ([], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="finite differences"):
+            verdict(wrong)
+
+
+def test_folders_that_are_not_there(tmp_path):
+    record({"global": 0.9}).save(tmp_path)
+    assert len(report.read(f"{tmp_path} {tmp_path}")) == 2
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        report.read(str(tmp_path / "missing"))
+
+
+def test_a_changed_record_changes_the_table():
+    usual = record({"cnn-dnn": 0.9, "average": 0.5})
+    other = replace(usual, arrays=usual.arrays | {"predicted/average": LABELS[None]})
+    assert report.claims([other])["difference"].item() == pytest.approx(-10)
