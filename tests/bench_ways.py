@@ -1,0 +1,151 @@
+"""Ways to train N local CNNs at once that ddlib does not take, timed against the one it takes.
+
+    python tests/bench_ways.py results/bench/ways.csv
+
+A step is forward, backward and plain SGD on a batch that is there already; processes are timed on whole epochs, since
+they share nothing.  Rates are medians over repeats, ratios are within one run.
+"""
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddlib import bench
+from ddlib.augmentation import prepare
+from ddlib.engines import process_pool, train_local
+from ddlib.files import write_atomically
+from ddlib.local import LocalCNNs
+from ddlib.training import autocast, choose_device, cross_entropy
+
+REPEATS, STEPS = 5, 6
+RATE = 0.01
+
+
+def rate(run: Callable[[], None], images: int) -> float:
+    """Images per second: the median over repeats, after a warm-up."""
+    run()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return images / statistics.median(times)
+
+
+def steps(forward: Callable[[], Tensor], weights: list[Tensor]) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(STEPS):
+            for gradient, w in zip(torch.autograd.grad(forward(), weights), weights, strict=True):
+                w.data.add_(gradient, alpha=-RATE)
+
+    return run
+
+
+class Unfolded(nn.Module):
+    """A grouped convolution as im2col and one batched matrix product."""
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__()
+        self.weight, self.groups = layer.weight, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = F.unfold(x.contiguous(), 3, padding=1).unflatten(1, (self.groups, -1))  # (B, G, c·9, pixels)
+        weight = self.weight.to(columns.dtype).flatten(1).unflatten(0, (self.groups, -1))  # (G, o, c·9)
+        y = torch.bmm(weight, columns.permute(1, 2, 0, 3).flatten(2))  # (G, o, B · pixels)
+        return y.unflatten(2, (len(x), -1)).permute(2, 0, 1, 3).flatten(1, 2).unflatten(2, x.shape[2:])
+
+
+def unfolded(local: LocalCNNs) -> LocalCNNs:
+    local = copy.deepcopy(local)
+    for module in list(local.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {3}:
+                setattr(module, name, Unfolded(layer))
+    return local
+
+
+def vmapped(local: LocalCNNs, windows: list[Tensor], labels: Tensor) -> Callable[[], None]:
+    nets = [local.subnet(i) for i in range(len(local))]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    base = copy.deepcopy(nets[0]).train()
+    x = torch.stack(windows)
+
+    def one(own: dict, kept: dict, image: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(base, (own, kept), (image,)).float(), labels)
+
+    def loss() -> Tensor:
+        return torch.func.vmap(one, randomness="different")(parameters, buffers, x).sum()
+
+    return steps(loss, list(parameters.values()))
+
+
+def ways(setting: bench.Setting) -> pd.DataFrame:
+    data, device = setting.data(), choose_device()
+    local = setting.local().to(device, memory_format=torch.channels_last).train()
+    x = prepare(data.train.images[: setting.batch_size].to(device), data.train)
+    labels = data.train.labels[: setting.batch_size].to(device)
+    nets, windows = [local.subnet(i).train() for i in range(len(local))], local.decomposition.cut(x)
+    cast = autocast(device, "auto", torch.float32)
+    matrix, compiled = unfolded(local), torch.compile(copy.deepcopy(local))
+
+    def within(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with cast:
+                return loss()
+
+        return run
+
+    def loss_of(model: nn.Module) -> Callable[[], Tensor]:
+        return within(lambda: cross_entropy(model(x), labels))
+
+    def one_by_one() -> Tensor:
+        return sum(F.cross_entropy(net(w).float(), labels) for net, w in zip(nets, windows, strict=True))
+
+    own = [p for net in nets for p in net.parameters()]
+    tried = {
+        "grouped convolutions (ddlib)": steps(loss_of(local), list(local.parameters())),
+        "one after another": steps(within(one_by_one), own),
+        "im2col and batched matrix product": steps(loss_of(matrix), list(matrix.parameters())),
+        "grouped, torch.compile": steps(loss_of(compiled), list(compiled.parameters())),
+        "torch.func.vmap": vmapped(local, windows, labels),
+        "torch.func.vmap, fp32": vmapped(local, windows, labels),
+    }
+    rows = []
+    for name, run in tried.items():
+        try:
+            with cast if name == "torch.func.vmap" else torch.autocast(device.type, enabled=False):
+                rows.append({"way": name, "images_per_second": rate(run, STEPS * setting.batch_size)})
+        except Exception as error:  # no compiler, say: that is a result as well
+            rows.append({"way": name, "note": f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"})
+    recipe = replace(setting.recipe(bench.BEST), epochs=3)
+    whole = {"grouped convolutions (ddlib), epochs": "fused"}
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        whole[f"{torch.get_num_threads()} processes with one thread each, epochs"] = process_pool(
+            torch.get_num_threads()
+        )
+    for name, engine in whole.items():
+        train_local(copy.deepcopy(local), data, replace(recipe, epochs=1), engine=engine, progress=False)  # start-up
+        run = lambda engine=engine: train_local(copy.deepcopy(local), data, recipe, engine=engine, progress=False)  # noqa: E731
+        rows.append({"way": name, "images_per_second": rate(run, 3 * len(data.train))})
+    frame = pd.DataFrame(rows).assign(parts="x".join(map(str, setting.parts)))
+    usual = frame["images_per_second"].where(frame["way"].str.contains("ddlib")).ffill()
+    known = [i for i, way in enumerate(frame["way"]) if "epochs" in way]
+    usual.iloc[: known[0]] = frame["images_per_second"].iloc[0]
+    return frame.assign(ratio=(frame["images_per_second"] / usual).round(2))
+
+
+if __name__ == "__main__":
+    table = pd.concat([ways(bench.Setting(parts=parts)) for parts in ((2, 2), (4, 4))], ignore_index=True)
+    table["images_per_second"] = table["images_per_second"].round()
+    print(table.to_string(index=False))
+    if len(sys.argv) > 1:
+        write_atomically(Path(sys.argv[1]), table.to_csv(index=False))
