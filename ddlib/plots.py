@@ -35,6 +35,7 @@ STYLE = {
     "composed": ("#882255", "^"),
     "channels": ("#E69F00", "h"),
 }
+OTHER = ("#F0E442", "*")  # a strategy of one's own
 WINDOWS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 PARTS = (("#D55E00", "o"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"))  # numbers of sub-networks
@@ -162,9 +163,10 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     """
     frame = frame[~frame["strategy"].isin(["local", "sub-networks"])]
     columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
-    shown = [s for s in STYLE if s in set(frame["strategy"])]
+    there = dict.fromkeys(frame["strategy"])
+    shown = [s for s in STYLE if s in there] + [s for s in there if s not in STYLE]
     for k, strategy in enumerate(shown):
-        colour, marker = STYLE[strategy]
+        colour, marker = STYLE.get(strategy, OTHER)
         some = frame[frame["strategy"] == strategy]
         x = [columns.index(c) for c in zip(some["grid"], some["overlap"], strict=True)]
         x = np.array(x) + (k - (len(shown) - 1) / 2) * 0.09
