@@ -138,9 +138,13 @@ def open_and_run(page, address: str) -> tuple[dict, list[str]]:
     """Open a notebook, run all cells from the menu, wait for the end; what is seen then, and bars on the way."""
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-    page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
-    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    page.get_by_text(re.compile(r"Python 3.*\| Idle")).wait_for(timeout=60_000)  # in the status bar: it is connected
+    for _ in range(3):  # a click that comes before the kernel is ready is lost
+        page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        page.wait_for_timeout(3000)
+        if any(prompt != "[ ]:" for prompt in page.evaluate(LOOK)["prompts"]):
+            break
     seen, bars, calm, end = {}, [], 0, time.monotonic() + LONGEST
     while calm < 3:
         assert time.monotonic() < end, f"still running after {LONGEST} s: {seen}"
