@@ -49,7 +49,7 @@ def folder_of_results(folder: Path) -> str:
         table = pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False)
         if "test_accuracy" in table:
             table = ddlib.accuracy_table(table).reset_index()
-        html = table.to_html(index=False, border=0, float_format="{:.4g}".format)
+        html = table.to_html(index=False, border=0, classes="docutils", float_format="{:.4g}".format)
         parts.append(f"**{folder.name}/{path.name}**\n\n```{{raw}} html\n{html}\n```\n")
     return "\n".join(parts)
 
