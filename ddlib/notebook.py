@@ -76,7 +76,7 @@ def checking(*known: str) -> Iterator[None]:
 
 
 def check_injected(known: set[str]) -> None:
-    """Refuse a parameter that papermill injected and the notebook does not have.
+    """Refuse a parameter that papermill injected and the notebook does not have, with a `ParameterError`.
 
     `known` are the parameters that are used; those assigned in the notebook's own parameters cell count as well.
     """
@@ -87,8 +87,10 @@ def check_injected(known: set[str]) -> None:
     before = cells[: cells.index(injected[-1])]
     known = known | set(_assigned(before[-1] if before else ""))
     for name in _assigned(injected[-1]):
-        if name not in known:
+        try:
             checks.one_of("notebook parameter", name, sorted(known))
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
 
 
 def output_folder(path: str | None) -> Path | None:
