@@ -219,7 +219,7 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
 
 
 def leader(frame: "pd.DataFrame") -> str:
-    """What a table of strategies shows, in a line: the highest mean over seeds, however small its lead, and how often."""
+    """What a table of strategies shows: the highest mean over seeds, however small its lead, and how often it is that."""
     decomposed = frame[~frame["strategy"].isin(["global", "local", "sub-networks"])]
     means = decomposed.groupby(["grid", "overlap", "strategy"])["test_accuracy"].mean().unstack("strategy")
     first = means.eq(means.max(axis=1), axis=0).sum().sort_values(ascending=False)
