@@ -31,7 +31,7 @@ STYLE = {
     "cnn-dnn": ("#D55E00", "D"),
     "coherent": ("#CC79A7", "X"),
     "transfer": ("#009E73", "P"),
-    "sub-networks": ("#999999", "."),
+    "sub-networks": ("#777777", "<"),
     "composed": ("#882255", "^"),
     "channels": ("#E69F00", "h"),
 }
@@ -219,13 +219,12 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
 
 
 def leader(frame: "pd.DataFrame") -> str:
-    """What a table of strategies shows: the highest mean over seeds, however small its lead, and how often it is that."""
+    """What a table of strategies shows, in a line: the highest mean over seeds, however small its lead."""
     decomposed = frame[~frame["strategy"].isin(["global", "local", "sub-networks"])]
     means = decomposed.groupby(["grid", "overlap", "strategy"])["test_accuracy"].mean().unstack("strategy")
-    first = means.eq(means.max(axis=1), axis=0).sum().sort_values(ascending=False)
-    if first.empty:
-        return ""
-    return f"highest without the global CNN: {first.index[0]}, in {first.iloc[0]} of {len(means)} decompositions"
+    times = means.eq(means.max(axis=1), axis=0).sum()
+    first = " and ".join(s for s in times.index if times[s] == times.max())
+    return f"highest without the global CNN: {first}, in {times.max()} of {len(means)} decompositions" if first else ""
 
 
 def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") -> None:
