@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab notebooks lint lowest clean
+.PHONY: help reproduce test lab site notebooks lint lowest clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,6 +37,14 @@ test: $(READY)  ## ruff, pytest, and nbval on every notebook
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
+$(VENV)/.site: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	touch $@
+
+site: $(VENV)/.site  ## the executed notebooks and results as web pages that need no network: site/html/index.html
+	$(BIN)/python -m sphinx -q -W -c docs -d site/doctrees . site/html
+	@echo "Open site/html/index.html"
+
 notebooks: $(READY)  ## run every notebook in place, to commit its outputs
 	DDLIB_PROGRESS=0 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
@@ -54,5 +62,5 @@ lowest:  ## pytest with the lowest versions that pyproject.toml admits, in .venv
 	.venv-lowest/bin/pytest
 
 clean:  ## delete caches and what 'make reproduce' wrote; the environment and results/ stay
-	rm -rf runs .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf runs site .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -116,24 +116,18 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def doctor(_: argparse.Namespace) -> int:
-    import shutil
+    from . import doctor as health
 
-    from . import __version__, records
-    from . import datasets as sets
-    from .training import choose_device, choose_precision
-
-    device = choose_device()
-    facts = records.provenance(device.type, choose_precision("auto", device), 0.0)
-    print(f"ddlib {__version__} (code {facts['code']}, commit {facts['commit'][:10]}), Python {facts['python']}")
-    print(", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
-    print(f"{device.type}: {facts['device']}, {facts['threads']} threads on {facts['cores']} cores")
-    print(f"precision that pays: {facts['precision']}")
-    folder = sets.data_folder()
-    place = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    state = "" if folder.exists() else " (not there yet)"
-    print(f"data folder {folder}{state}, {shutil.disk_usage(place).free >> 30} GiB free")
+    for line in health.facts():
+        print(line)
     print_datasets(None)
-    return 0
+    wrong, missing = health.wrong(), health.missing()
+    print("\nwrong: " + ("nothing found" if not wrong else ""))
+    for line in wrong:
+        print(f"  {line}")
+    for line in missing:
+        print(f"worth knowing: {line}")
+    return int(bool(wrong))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--tolerance", type=float, default=0.06, help="in shares of the test images (default 0.06)")
     command.set_defaults(run=compare)
 
-    command = commands.add_parser("doctor", help="versions, device, data: for a bug report")
+    command = commands.add_parser("doctor", help="versions, device, data, and what is wrong: for a bug report")
     command.set_defaults(run=doctor)
     return top
 

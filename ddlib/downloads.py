@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from . import files
+from .progress import progress_bar
 
 ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar")
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
@@ -132,8 +133,6 @@ def _complete(remote: Remote, target: Path, part: Path, tries: int, pause: float
 
 def _continue(address: str, part: Path) -> None:
     """One connection: append what `part` lacks, or write it anew where the server cannot skip what is there."""
-    from tqdm import tqdm
-
     have = _size(part)
     headers = {"User-Agent": "ddlib"} | ({"Range": f"bytes={have}-"} if have else {})
     with urlopen(Request(address, headers=headers), timeout=30) as answer:
@@ -144,10 +143,10 @@ def _continue(address: str, part: Path) -> None:
             raise ConnectionError("the server sent another part than the one asked for")
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        bar = {"desc": PurePosixPath(address).name, "disable": os.environ.get("DDLIB_PROGRESS") == "0"}
+        title = PurePosixPath(address).name
         with (
             part.open("ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, **bar) as progress,
+            progress_bar(title, total, have, unit="B", unit_scale=True) as progress,
         ):
             while block := answer.read(BLOCK):
                 file.write(block)

@@ -21,7 +21,8 @@ from .backbones import groupable
 from .datasets import load_dataset
 from .images import ImageSet, Split
 from .local import LocalCNNs
-from .training import RECIPES, Recipe, choose_device, fit, progress_bar
+from .progress import progress_bar
+from .training import RECIPES, Recipe, choose_device, fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +130,7 @@ def _on_executor(
         own = data if isinstance(data, dict) else _images(data, indices)
         task = executor.submit(train_part, part, own, recipe, _numbered(checkpoint, indices))
         tasks[task] = indices, part
-    with progress_bar(progress if isinstance(progress, str) else "local CNNs", len(tasks), 0, bool(progress)) as bar:
+    with progress_bar(progress if isinstance(progress, str) else "local CNNs", len(tasks), shown=bool(progress)) as bar:
         for task in as_completed(tasks):
             indices, part = tasks[task]
             state, history = task.result()

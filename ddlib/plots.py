@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from .backbones import Backbone
-from .decomposition import Decomposition
+from .decomposition import Bounds, Decomposition
 from .evaluation import interval
 from .images import Split
 from .model import CNNDNN
@@ -31,10 +31,11 @@ STYLE = {
     "cnn-dnn": ("#D55E00", "D"),
     "coherent": ("#CC79A7", "X"),
     "transfer": ("#009E73", "P"),
-    "sub-networks": ("#999999", "."),
+    "sub-networks": ("#777777", "<"),
     "composed": ("#882255", "^"),
     "channels": ("#E69F00", "h"),
 }
+OTHER = ("#F0E442", "*")  # a strategy of one's own
 WINDOWS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 PARTS = (("#D55E00", "o"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"))  # numbers of sub-networks
@@ -93,14 +94,14 @@ def bare(ax: Axes) -> None:
 def windows(ax: Axes, decomposition: Decomposition, picture: Any = None, title: str = "", names: bool = False) -> None:
     """The windows of a decomposition drawn over an image; of a volume, the first two axes.
 
-    Each window is inset a little more than the one before, so that coinciding edges can be told apart.
+    Each window is inset a little more than the one before, so that coinciding edges can be told apart; names of
+    windows that lie behind one another are listed from front to back.
     """
     if picture is not None:
         image(ax, picture, title)
     height, width = decomposition.image_shape[:2]
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), title=title)
-    flat = list(dict.fromkeys(bounds[:2] for bounds in decomposition.bounds))
-    for i, ((top, bottom), (left, right)) in enumerate(flat):
+    for i, (((top, bottom), (left, right)), behind) in enumerate(_flat(decomposition).items()):
         inset = 0.012 * min(height, width) * (i % 4)
         box = (left - 0.5 + inset, top - 0.5 + inset), right - left - 2 * inset, bottom - top - 2 * inset
         colour = WINDOWS[i % len(WINDOWS)]
@@ -109,8 +110,17 @@ def windows(ax: Axes, decomposition: Decomposition, picture: Any = None, title: 
         if names:
             spot = (left + right) / 2 - 0.5, (top + bottom) / 2 - 0.5
             label = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": 0.85}
-            ax.text(*spot, decomposition.names[i], ha="center", va="center", fontsize=8, bbox=label)
+            text = "\n".join(decomposition.names[k] for k in behind)
+            ax.text(*spot, text, ha="center", va="center", fontsize=8, bbox=label)
     bare(ax)
+
+
+def _flat(decomposition: Decomposition) -> dict[Bounds, list[int]]:
+    """Bounds on the first two axes → the windows that have them, front to back."""
+    found: dict[Bounds, list[int]] = {}
+    for index, bounds in enumerate(decomposition.bounds):
+        found.setdefault(bounds[:2], []).append(index)
+    return found
 
 
 def field(ax: Axes, values: Any, label: str, title: str = "", cmap: str = "cividis", **limits: float) -> None:
@@ -126,13 +136,24 @@ def field(ax: Axes, values: Any, label: str, title: str = "", cmap: str = "civid
 
 
 def local_accuracy(ax: Axes, decomposition: Decomposition, accuracies: Sequence[float], title: str = "") -> None:
-    """Test accuracy of each local CNN, in %, drawn on its window (mean where windows overlap)."""
+    """Test accuracy of each local CNN, in %, drawn on its window (mean where windows overlap).
+
+    The colours span five points at the least, so that noise does not look like a finding.  Of a volume, the mean
+    along the depth, and the numbers from front to back.
+    """
     percent = [100 * a for a in accuracies]
-    field(ax, decomposition.paint(percent), "test accuracy of the local CNN (%)", title)
-    if len(decomposition) <= 16:
-        for (rows, columns, *_), value in zip(decomposition.bounds, percent, strict=True):
+    painted = np.asarray(decomposition.paint(percent))
+    painted = painted.mean(-1) if painted.ndim == 3 else painted
+    low, high = np.nanmin(painted), np.nanmax(painted)
+    wider = max(0.0, 5 - (high - low)) / 2
+    limits = {"vmin": low - wider, "vmax": high + wider}
+    field(ax, painted, "test accuracy (%)", title, **limits)
+    flat = _flat(decomposition)
+    if len(flat) <= 16:
+        for (rows, columns), behind in flat.items():
             label = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-            ax.text(sum(columns) / 2 - 0.5, sum(rows) / 2 - 0.5, f"{value:.0f}", ha="center", va="center", bbox=label)
+            text = "\n".join(f"{percent[k]:.0f}" for k in behind)
+            ax.text(sum(columns) / 2 - 0.5, sum(rows) / 2 - 0.5, text, ha="center", va="center", bbox=label)
 
 
 def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "") -> None:
@@ -142,9 +163,10 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     """
     frame = frame[~frame["strategy"].isin(["local", "sub-networks"])]
     columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
-    shown = [s for s in STYLE if s in set(frame["strategy"])]
+    there = dict.fromkeys(frame["strategy"])
+    shown = [s for s in STYLE if s in there] + [s for s in there if s not in STYLE]
     for k, strategy in enumerate(shown):
-        colour, marker = STYLE[strategy]
+        colour, marker = STYLE.get(strategy, OTHER)
         some = frame[frame["strategy"] == strategy]
         x = [columns.index(c) for c in zip(some["grid"], some["overlap"], strict=True)]
         x = np.array(x) + (k - (len(shown) - 1) / 2) * 0.09
@@ -153,7 +175,8 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
         bars = 100 * np.array([y - low, high - y])
         ax.errorbar(x, 100 * y, bars, fmt=marker, color=colour, label=strategy, markersize=7, elinewidth=1)
     ax.set_xticks(range(len(columns)), [f"{grid.replace('x', '×')}\nδ = {overlap}" for grid, overlap in columns])
-    ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)", title=title)
+    ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)")
+    ax.set_title("\n".join(filter(None, (title, leader(frame)))))
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -195,6 +218,15 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
 
 
+def leader(frame: "pd.DataFrame") -> str:
+    """What a table of strategies shows, in a line: the highest mean over seeds, however small its lead."""
+    decomposed = frame[~frame["strategy"].isin(["global", "local", "sub-networks"])]
+    means = decomposed.groupby(["grid", "overlap", "strategy"])["test_accuracy"].mean().unstack("strategy")
+    times = means.eq(means.max(axis=1), axis=0).sum()
+    first = " and ".join(s for s in times.index if times[s] == times.max())
+    return f"highest without the global CNN: {first}, in {times.max()} of {len(means)} decompositions" if first else ""
+
+
 def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") -> None:
     """Confusion matrix (K, K) as shares of each true class, in %."""
     share = 100 * np.asarray(counts) / np.maximum(np.sum(counts, 1, keepdims=True), 1)
@@ -203,7 +235,10 @@ def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") ->
     ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     ax.set_yticks(range(len(classes)), classes)
     ax.grid(False)
-    ax.set(xlabel="predicted class", ylabel="true class", title=title)
+    wrong = np.where(np.eye(len(share), dtype=bool), 0, share)
+    true, called = np.unravel_index(wrong.argmax(), wrong.shape)
+    worst = f"worst: {wrong.max():.0f} % of “{classes[true]}” are called “{classes[called]}”" if wrong.any() else ""
+    ax.set(xlabel="predicted class", ylabel="true class", title="\n".join(filter(None, (title, worst))))
     if len(classes) <= 12:
         for (i, j), value in np.ndenumerate(share):
             if value >= 0.5:
@@ -222,7 +257,7 @@ def convergence(ax: Axes, history: "pd.DataFrame", by: str = "epoch", title: str
             x = rows["epoch"] if by == "epoch" else rows["seconds"].cumsum()
             options = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.4}
             ax.plot(x, 100 * rows["test_accuracy"], label=None if first else f"{stage}, test", **options)
-            options |= {"markersize": 0, "linewidth": 1}
+            options |= {"markersize": 3, "linewidth": 1, "fillstyle": "none"}
             ax.plot(x, 100 * rows["train_accuracy"], "--", label=None if first else f"{stage}, train", **options)
     ax.set(ylabel="accuracy (%)", xlabel="epoch" if by == "epoch" else "seconds of training", title=title)
     ax.legend(fontsize=8)
@@ -241,19 +276,36 @@ def method(model: CNNDNN, split: Split, index: int, classes: Sequence[str]) -> F
     local, final = predict(model.local, one)[0], predict(model, one)[0]
     decomposition = model.local.decomposition
     shown = min(len(decomposition), 4)
-    figure = plt.figure(figsize=(9, 0.9 * shown + 0.8))
-    grid = figure.add_gridspec(shown, 4, width_ratios=(1.5, 0.5, 1.2, 1.5))
-    windows(figure.add_subplot(grid[:, 0]), decomposition, one.images[0], f"image and {len(decomposition)} windows")
+    figure = plt.figure(figsize=(10, 0.9 * shown + 0.9))
+    grid = figure.add_gridspec(shown, 6, width_ratios=(1.7, 0.6, 0.55, 1.5, 0.55, 1.5))
+    whole = figure.add_subplot(grid[:, 0])
+    windows(whole, decomposition, one.images[0], f"image Ω, N = {len(decomposition)} windows")
     for i, part in enumerate(decomposition.cut(one.images[0])[:shown]):
+        (top, bottom), (left, right) = decomposition.bounds[i][:2]
+        place = left + 0.18 * (right - left), top + 0.18 * (bottom - top)
+        label = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        whole.text(*place, f"Ω$_{{{i + 1}}}$", ha="center", va="center", bbox=label)
         image(figure.add_subplot(grid[i, 1]), part, "" if i else "windows")
-        ax = figure.add_subplot(grid[i, 2])
+        figure.axes[-1].set_ylabel(f"Ω$_{{{i + 1}}}$", rotation=0, ha="right", va="center")
+        _arrow(figure.add_subplot(grid[i, 2]), f"CNN$_{{{i + 1}}}$")
+        ax = figure.add_subplot(grid[i, 3])
         colour = WINDOWS[i % len(WINDOWS)]
-        probabilities(ax, local[i], classes, "" if i else "local CNNs: probabilities", colour)
+        probabilities(ax, local[i], classes, "" if i else "N · K probabilities", colour)
         if i < shown - 1:
             ax.set_xticklabels([])
-    best = classes[int(final.argmax())]
-    probabilities(figure.add_subplot(grid[:, 3]), final, classes, f"dense network: “{best}”", "#444444")
+    ax.set_xlabel("class")
+    _arrow(figure.add_subplot(grid[:, 4]), "DNN")
+    best, true = classes[int(final.argmax())], classes[int(one.labels)]
+    answer = figure.add_subplot(grid[:, 5])
+    probabilities(answer, final, classes, f"class “{best}” (true: “{true}”)", "#444444")
+    answer.set_xlabel("class")
     return figure
+
+
+def _arrow(ax: Axes, text: str) -> None:
+    ax.annotate("", (1, 0.5), (0, 0.5), arrowprops={"arrowstyle": "-|>", "color": "black"})
+    ax.annotate(text, (0.45, 0.5), (0, 4), textcoords="offset points", ha="center", va="bottom")
+    ax.axis("off")
 
 
 def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
@@ -270,10 +322,12 @@ def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
     ax.plot(n, n, "--", color="black", linewidth=1, label="ideal on one machine: N")
     if (times["N"] == 32).any():
         ax.plot([32], [31], "k*", markersize=11, label="31, stated by the follow-up (4×4×2)")
-    ax.set(xscale="log", yscale="log", xlabel="number of subdomains N", ylabel="speed-up over the global CNN")
+    ax.set(xscale="log", yscale="log", xlabel="number of subdomains N", ylabel="speed-up over the global CNN (×)")
     ax.set_xticks(sorted(set(times["N"])), sorted(set(times["N"])), minor=False)
     ax.minorticks_off()
-    ax.set_title("Training time of local CNNs against the global CNN")
+    best = times.loc[times["parallel speed-up"].idxmax()]
+    told = f"highest: {best['parallel speed-up']:.1f} with N = {best['N']} workers (ideal {best['N'] ** 2})"
+    ax.set_title(f"Training time of local CNNs against the global CNN\n{told}")
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import files
+from .progress import progress_bar
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 VOLUMES = (".nii.gz", ".nii")
@@ -197,11 +198,8 @@ def volume(path: Path, shape: tuple[int, int, int], window: tuple[float, float] 
 
 def read_all(paths: Sequence[Path], read: Callable[[Path], Tensor], title: str) -> Tensor:
     """`read` each file, a few at a time, with a progress bar: (n, *shape of one)."""
-    from tqdm import tqdm
-
-    quiet = os.environ.get("DDLIB_PROGRESS") == "0"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        items = tqdm(pool.map(read, paths), desc=f"reading {title}", total=len(paths), disable=quiet, unit="file")
+        items = progress_bar(f"reading {title}", len(paths), iterable=pool.map(read, paths), unit="file")
         together = torch.empty(0, dtype=torch.uint8)
         for index, item in enumerate(items):
             together = together if index else torch.empty((len(paths), *item.shape), dtype=torch.uint8)

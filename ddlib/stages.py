@@ -36,6 +36,8 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "composed": ("sub-networks",),
     "channels": ("sub-networks", "channels"),
 }
+# strategies that only combine local probabilities: (n, N, K) → (n, K)
+AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"average": average_probability, "vote": majority_vote}
 CHANNELS = ("sub-networks", "composed", "channels")  # P3's: split along the channels instead of the image
 SEVERAL = ("local", "sub-networks")  # strategies of N networks, each with a figure of its own
 
@@ -225,15 +227,13 @@ class Stages:
 
     def probabilities(self, strategy: str, half: str) -> Tensor:
         """(n, K), for "local" (n, N, K), on the "train" or "test" images."""
+        if strategy in AGGREGATES:
+            return AGGREGATES[strategy](self.local_probabilities(half))
         match strategy:
             case "global":
                 return self._predict(self.global_cnn, half)
             case "local":
                 return self.local_probabilities(half)
-            case "average":
-                return average_probability(self.local_probabilities(half))
-            case "vote":
-                return majority_vote(self.local_probabilities(half))
             case "cnn-dnn":
                 head = self.cnn_dnn.head
                 with torch.no_grad():

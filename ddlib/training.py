@@ -7,7 +7,6 @@ them, and a resumed run is the uninterrupted one.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from .backbones import Backbone
 from .images import ImageSet, Split
 from .local import LocalCNNs, softmax
 from .model import CNNDNN
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -338,7 +338,7 @@ def _resume(
     return saved["history"]
 
 
-# ── device, precision, randomness, progress ───────────────────────────────────────────────────────────────────
+# ── device, precision, randomness ─────────────────────────────────────────────────────────────────────────────
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -387,11 +387,3 @@ def seeded(*entropy: int) -> torch.Generator:
     for number in entropy:
         mixed = (mixed * 1_000_003 + number + 0x9E3779B9) % 2**63
     return torch.Generator().manual_seed(mixed)
-
-
-def progress_bar(title: str, total: int, done: int, shown: bool):
-    """A tqdm bar with the time left; silent with `shown=False` or the environment variable DDLIB_PROGRESS=0."""
-    from tqdm import tqdm
-
-    quiet = not shown or os.environ.get("DDLIB_PROGRESS") == "0"
-    return tqdm(total=total, initial=done, desc=title, disable=quiet, leave=False, mininterval=0.5)

@@ -5,20 +5,25 @@ from pathlib import Path
 
 from ddlib.backbones import BACKBONES
 from ddlib.datasets import DATASETS
+from ddlib.stages import AGGREGATES, STRATEGIES
 
 PAGE = Path(__file__).parents[1] / "extending.md"
 
 
 def test_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) >= 5
+    assert len(blocks) >= 7
     names: dict = {}
     try:
         for block in blocks:
             exec(block, names)
     finally:
+        AGGREGATES.pop("geometric", None)
+        STRATEGIES.pop("geometric", None)
         BACKBONES.pop("tiny", None)
         DATASETS.pop("mine", None)
-    assert set(names["frame"]["strategy"]) == {"global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"}
+    assert set(names["first"]["strategy"]) == {"global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"}
     assert len(names["local"]) == 4
     assert names["p"].shape == (30, 4, 3)
+    assert list(names["table"].columns) == ["local", "vote", "geometric"]
+    assert [row[3:5] for row in names["table"].index] == [("2x2", 0), ("2x2", 2)]

@@ -1,8 +1,19 @@
 """The command line: what it prints, and exit codes that scripts can trust."""
 
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
 import pandas as pd
+import psutil
 import pytest
 
+from ddlib import doctor
 from ddlib.__main__ import main
 from ddlib.datasets import DATASETS
 from ddlib.records import ROW
@@ -74,6 +85,90 @@ def test_doctor_says_what_a_bug_report_needs(capsys):
     printed = capsys.readouterr().out
     for word in ("torch", "Python", "threads", "precision that pays", "data folder", "GiB free"):
         assert word in printed
+
+
+def test_doctor_finds_nothing_wrong_here_and_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DDLIB_DATA", str(tmp_path))
+    monkeypatch.setattr(doctor, "ROOM", 0)
+    assert main(["doctor"]) == 0
+    assert "wrong: nothing found" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_wrong(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DDLIB_DATA", str(tmp_path))
+    monkeypatch.setattr(doctor, "ROOM", 1e9)
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    known = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.1" if name == "pandas" else known(name))
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["pandas>=2", "nothing-like-it>=1; extra == 'data'"])
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x86_64"})
+    assert main(["doctor"]) == 1
+    told = capsys.readouterr().out.partition("\nwrong: ")[2]
+    assert "pandas 0.1, but >=2 is needed" in told
+    assert f"the data folder {tmp_path} cannot be written" in told
+    assert "GiB are free" in told
+    assert "nothing-like-it" in told.partition("worth knowing")[2]
+    assert "no AVX-512" in told
+    assert "no bf16 in hardware" in told
+
+
+# ── Ctrl-C, as a terminal sends it: to every process of the command ──
+
+
+def interrupt(arguments: list[str], begun, **environment: str) -> str:
+    """Start a command, interrupt it once `begun()`, hold it to the promise of a clean end; what it told."""
+    command = [sys.executable, "-m", "ddlib", *arguments]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True, **pipe)
+    try:
+        end = time.monotonic() + 120
+        while not begun(process):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end, "it did not begin"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        told, _ = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert "interrupted" in told
+    return told
+
+
+def test_an_interrupted_benchmark_writes_nothing(tmp_path: Path):
+    arguments = ["bench", "--output", str(tmp_path / "bench"), "--repeats", "1"]
+    interrupt(arguments, lambda process: psutil.Process(process.pid).cpu_times().user > 4, OMP_NUM_THREADS="1")
+    assert list((tmp_path / "bench").iterdir()) == []
+
+
+def test_an_interrupted_download_keeps_what_has_come_and_nothing_else(tmp_path: Path):
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000000")
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(b"x" * (1 << 18))
+                    time.sleep(0.05)
+            except OSError:
+                pass
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        part = tmp_path / "cifar-10-python.tar.gz.part"
+        interrupt(
+            ["datasets", "fetch", "cifar10", "--root", str(tmp_path)],
+            lambda _: part.exists() and part.stat().st_size > 0,
+            DDLIB_MIRROR=f"http://127.0.0.1:{server.server_port}",
+        )
+        server.shutdown()
+    assert [path.name for path in tmp_path.iterdir()] == [part.name]
 
 
 def test_interrupted(monkeypatch, capsys):

@@ -39,10 +39,21 @@ def test_skeleton(path: Path):
     assert cells[0].source.startswith("# "), "the first cell is the title"
     assert "**Time" in cells[0].source, "the first cell says how long it takes"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
-    assert all(cell.execution_count for cell in code), "committed after a run of all cells"
+    ran = [cell for cell in code if "skip-execution" not in cell.metadata.get("tags", [])]
+    assert all(cell.execution_count for cell in ran), "committed after a run of all cells"
+    assert not any(cell.outputs for cell in code if cell not in ran), "widgets are for a running kernel alone"
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert 12 <= len(cells) <= 36
     assert any(o.get("data", {}).get("image/png") for cell in code for o in cell.outputs), "at least one figure"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_prose(path: Path):
+    prose = "\n\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+    assert len(re.findall(r"^# ", prose, re.M)) == 1
+    assert len(re.findall(r"^## ", prose, re.M)) >= 4, "headings for the table of contents"
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
+        assert (path.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
@@ -100,6 +111,79 @@ def test_an_unknown_parameter_stops_the_notebook(tmp_path: Path):
         c for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if c.cell_type == "code" and c.execution_count
     ]
     assert len(executed) == 4  # imports, parameters, injected parameters, the check: nothing has been trained
+
+
+def until_the_check(path: Path, monkeypatch: pytest.MonkeyPatch, injected: str) -> str:
+    """Run a notebook's cells up to the one after its parameters, as papermill would with these injected; that cell."""
+    code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    code = [c for c in code if "skip-execution" not in c.metadata.get("tags", [])]
+    at = next(k for k, c in enumerate(code) if "parameters" in c.metadata.get("tags", [])) + 1
+    sources = [c.source + "\n" for c in code[:at]] + [f"# Parameters\n{injected}\n"]
+    monkeypatch.setattr(nb, "_executed_cells", lambda: sources)
+    names: dict = {}
+    for source in [*sources, code[at].source]:
+        exec(source, names)
+    return code[at].source
+
+
+WRONG = {
+    "dataset": ("'digit'", "Did you mean 'digits'"),
+    "backbone": ("'vgg'", "Did you mean 'vgg9'"),
+    "grid": ("'2y2'", "'2y2'"),
+    "grids": ("'2x2 2y2'", "'2y2'"),
+    "overlap": ("-1", "overlap"),
+    "overlaps": ("'two'", "'two'"),
+    "epochs": ("0", "epochs must be a whole number ≥ 1, got 0"),
+    "seeds": ("''", "seeds"),
+    "profile": ("'quik'", "Did you mean 'quick'"),
+    "repeats": ("0", "repeats must be a whole number ≥ 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_a_wrong_name_or_value_stops_a_notebook_in_its_check(path: Path, monkeypatch):
+    known = list(papermill.inspect_notebook(str(path)))
+    with pytest.raises(nb.ParameterError, match=f"'{known[0]}z'. Did you mean '{known[0]}'"):
+        until_the_check(path, monkeypatch, f"{known[0]}z = 1")
+    check = until_the_check(path, monkeypatch, "output = None")
+    trains = "points(" in check or "checking(" in check
+    for name in [name for name in WRONG if name in known and trains]:
+        value, told = WRONG[name]
+        with pytest.raises(nb.ParameterError, match=re.escape(told)):
+            until_the_check(path, monkeypatch, f"{name} = {value}")
+
+
+def papermill_says(*arguments: str, folder: Path) -> str:
+    command = [sys.executable, "-m", "papermill", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env=QUIET).stdout
+
+
+def test_papermill_lists_every_parameter_with_its_help(tmp_path: Path):
+    path = ROOT / "notebooks/02_aggregation.ipynb"
+    told = " ".join(papermill_says("--help-notebook", str(path), folder=tmp_path).split())
+    for name, parameter in papermill.inspect_notebook(str(path)).items():
+        assert f"{name}: " in told
+        assert " ".join(parameter["help"].split()) in told
+
+
+def test_parameters_are_set_by_p_y_and_f(tmp_path: Path):
+    (tmp_path / "my.yaml").write_text("width: 8\nseeds: '0 1'\n")
+    given = ("-p", "grids", "4x4", "-p", "epochs", "3", "-y", "{augment: false, options: null}", "-f", "my.yaml")
+    papermill_says(str(ROOT / "notebooks/02_aggregation.ipynb"), "out.ipynb", "--prepare-only", *given, folder=tmp_path)
+    cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
+    injected = next(c.source for c in cells if "injected-parameters" in c.metadata.get("tags", []))
+    names: dict = {}
+    exec(injected, names)
+    expected = {"grids": "4x4", "epochs": 3, "augment": False, "options": None, "width": 8, "seeds": "0 1"}
+    assert {name: names[name] for name in expected} == expected
+
+
+def test_nbval_on_two_workers_from_another_folder(tmp_path: Path):
+    command = [sys.executable, "-m", "pytest", "--nbval", "-n", "2", "--dist", "loadscope", "-q"]
+    command += ["-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(ROOT / "notebooks/01_decompositions.ipynb")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=QUIET)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"\d+ passed", done.stdout)
 
 
 def test_injected_parameters_are_held_to_the_notebooks_own(monkeypatch: pytest.MonkeyPatch):

@@ -20,13 +20,13 @@ HERE = Path(ddlib.__file__).parent
 MODULES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__init__")
 
 FLOORS = [
-    {"checks", "files"},
+    {"checks", "files", "progress"},
     {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation"},
     {"local", "aggregation", "channels"},
     {"model", "training"},
     {"engines", "distributed", "evaluation"},
     {"records", "stages", "experiment", "plots"},
-    {"report", "notebook", "sweep", "bench", "__main__"},
+    {"report", "notebook", "sweep", "bench", "doctor", "__main__"},
 ]
 # The steps within a floor.
 BESIDE = {
@@ -43,6 +43,7 @@ BESIDE = {
     ("plots", "records"),
     ("sweep", "notebook"),
     ("__main__", "bench"),
+    ("__main__", "doctor"),
     ("__main__", "notebook"),
     ("__main__", "sweep"),
 }
@@ -177,7 +178,13 @@ def test_whatever_is_imported_is_required():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     known = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines} | {"ddlib"}
-    names = {"sklearn": "scikit_learn", "yaml": "pyyaml", "IPython": "jupyterlab", "PIL": "torchvision"}
+    names = {
+        "sklearn": "scikit_learn",
+        "yaml": "pyyaml",
+        "IPython": "jupyterlab",
+        "PIL": "torchvision",
+        "packaging": "matplotlib",
+    }
     for name, where in third_party():
         if name not in sys.stdlib_module_names:
             assert names.get(name, name) in known, f"{where} imports {name}"

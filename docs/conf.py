@@ -1,0 +1,81 @@
+"""Sphinx: README, executed notebooks and results as static pages that need no network.  `make site` builds them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
+import ddlib
+
+ROOT = Path(__file__).resolve().parents[1]
+
+project = "ddlib"
+author = "the ddlib authors"
+version = release = ddlib.__version__
+extensions = ["myst_nb"]
+root_doc = "README"
+include_patterns = ["*.md", "notebooks/*.ipynb", "results/*.md"]
+html_theme = "furo"
+html_title = "Training CNNs by domain decomposition"
+html_copy_source = html_show_sourcelink = False
+html_math_renderer = "mathml"  # every browser sets it by itself: no script from elsewhere
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the committed outputs are shown
+nb_ipywidgets_js = {}
+
+PAGES = {
+    "notebooks": [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
+    "more": [f"results/{path.stem}" for path in sorted((ROOT / "results").glob("*.md"))]
+    + [path.stem for path in sorted(ROOT.glob("*.md")) if path.stem != "README"],
+}
+
+
+def toctree() -> str:
+    trees = ["\n".join([f":caption: {title}", ":hidden:", "", *pages]) for title, pages in PAGES.items()]
+    return "".join(f"\n```{{toctree}}\n{tree}\n```\n" for tree in trees)
+
+
+def folder_of_results(folder: Path) -> str:
+    """A heading, the figures and the tables of a folder of results."""
+    parts = [f"\n\n## {folder.name}\n"]
+    parts += [
+        f"![{p.stem}]({p.relative_to(ROOT / 'results').as_posix()})\n" for p in sorted(folder.glob("figures/*.png"))
+    ]
+    for path in sorted(folder.glob("*.csv")):
+        table = pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False)
+        if "test_accuracy" in table:
+            table = ddlib.accuracy_table(table).reset_index()
+        html = table.to_html(index=False, border=0, classes="docutils", float_format="{:.4g}".format)
+        parts.append(f"**{folder.name}/{path.name}**\n\n```{{raw}} html\n{html}\n```\n")
+    return "\n".join(parts)
+
+
+def complete(_app, page: str, source: list[str]) -> None:
+    """What the pages have here and the files have not: a table of contents, tables of results, links within."""
+    if page == root_doc:
+        text = re.sub(r"<!-- badges -->.*?<!-- /badges -->\n", "", source[0], flags=re.S)  # pictures from elsewhere
+        source[0] = re.sub(r"\]\(results/(\w+)/?\)", r"](results/README.md#\1)", text) + toctree()
+    elif page == "results/README":
+        source[0] += "".join(folder_of_results(p) for p in sorted((ROOT / "results").iterdir()) if p.is_dir())
+
+
+def set_formula(self, node) -> None:
+    block = node.tagname == "math_block"
+    formula = tex2mathml(node.astext(), as_block=block)
+    self.body.append(f"<div>{formula}</div>" if block else formula)
+    raise SkipNode
+
+
+def first_page(app, error: Exception | None) -> None:
+    if not error:
+        shutil.copy(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
+
+
+def setup(app) -> None:
+    app.add_html_math_renderer("mathml", (set_formula, None), (set_formula, None))
+    app.connect("source-read", complete)
+    app.connect("build-finished", first_page)

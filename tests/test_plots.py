@@ -1,0 +1,67 @@
+"""What figures promise: no noise blown up, no text over text, nothing left out, a title that says what is shown."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+import ddlib
+from ddlib import plots
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def frame(**accuracies: float) -> pd.DataFrame:
+    rows = [{"grid": "2x2", "overlap": 0, "strategy": s, "test_accuracy": a} for s, a in accuracies.items()]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("accuracies", "span"), [([0.73, 0.731, 0.732, 0.729], 5), ([0.3, 0.5, 0.4, 0.6], 30)])
+def test_colours_of_local_accuracy_span_five_points_at_least(ax, accuracies, span):
+    plots.local_accuracy(ax, ddlib.Decomposition.grid((8, 8), 2), accuracies)
+    low, high = ax.images[0].get_clim()
+    assert high - low == pytest.approx(span)
+    assert low <= 100 * min(accuracies)
+    assert high >= 100 * max(accuracies)
+
+
+@pytest.mark.parametrize("parts", [(2, 2), (2, 2, 2), (2, 2, 1)])
+def test_windows_behind_one_another_share_one_text(ax, parts):
+    decomposition = ddlib.Decomposition.grid((8,) * len(parts), parts, 1)
+    plots.local_accuracy(ax, decomposition, np.linspace(0.1, 0.9, len(decomposition)))
+    plots.windows(ax, decomposition, names=True)
+    values, names = ax.texts[:4], ax.texts[4:]
+    assert len(names) == len(values) == 4
+    for texts in (values, names):
+        assert len({text.get_position() for text in texts}) == 4
+        assert sum(len(text.get_text().splitlines()) for text in texts) == len(decomposition)
+    assert {name for text in names for name in text.get_text().splitlines()} == set(decomposition.names)
+
+
+def test_every_strategy_is_drawn_and_the_highest_is_named(ax):
+    plots.strategies(ax, frame(**{"global": 0.9, "vote": 0.7, "cnn-dnn": 0.8, "mine": 0.8}), 100, "A title")
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"global", "vote", "cnn-dnn", "mine"}
+    first, second = ax.get_title(loc="left").splitlines() or ax.get_title().splitlines()
+    assert first == "A title"
+    assert second.endswith("cnn-dnn and mine, in 1 of 1 decompositions")
+
+
+def test_the_worst_confusion_is_named(ax):
+    plots.confusion(ax, [[8, 2, 0], [0, 9, 1], [0, 0, 10]], ("a", "b", "c"), "A title")
+    title = ax.get_title(loc="left") or ax.get_title()
+    assert "20 % of “a” are called “b”" in title
+
+
+def test_strategies_differ_in_grey_by_their_markers():
+    assert len({marker for _, marker in plots.STYLE.values()}) == len(plots.STYLE)
+    assert len({to_rgb(colour) for colour, _ in plots.STYLE.values()}) == len(plots.STYLE)
