@@ -21,7 +21,7 @@ MODULES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__init
 
 FLOORS = [
     {"checks", "files"},
-    {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation"},
+    {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation", "checkpoints"},
     {"local", "aggregation", "channels"},
     {"model", "training"},
     {"engines", "distributed", "evaluation"},
