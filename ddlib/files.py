@@ -4,7 +4,8 @@ import hashlib
 import io
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,27 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     if found != expected:
         raise DamagedFile(f"{path} is damaged: its SHA-256 should be {expected[:64]!r}, it is {found.decode()}.")
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def alone(path: str | Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file: only one process at a time has it, on any host that sees the folder.
+
+    Yields whether it is held; without `wait`, False where another process has it.  The system gives up the lock of a
+    process that dies.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def set_aside(path: str | Path) -> Path:
