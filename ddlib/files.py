@@ -33,7 +33,11 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> Path:
-    """Write to a temporary name beside `path`, flush, rename: readers see the old file or the new one whole."""
+    """Write to a temporary name beside `path`, flush, rename: readers see the old file or the new one whole.
+
+    Raises:
+        OSError: it cannot be written, since the disk is full, say; what was there stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data.encode() if isinstance(data, str) else data
@@ -45,9 +49,12 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            told = f"{len(data) / 2**20:.1f} MiB could not be written ({error.strerror}); what was there before is kept"
+            raise type(error)(error.errno, told, str(path)) from None
         raise
     return path
 
