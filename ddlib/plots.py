@@ -343,3 +343,25 @@ def time_to_accuracy(ax: Axes, costs: "pd.DataFrame", title: str = "") -> None:
         ax.plot(mean["seconds"], 100 * mean["test_accuracy"], line, markersize=8, label=method, **options)
     ax.set(xlabel="seconds of training, sub-networks included", ylabel="test accuracy (%)", title=title)
     ax.legend(fontsize=8)
+
+
+def strong_scaling(ax: Axes, times: "pd.DataFrame", title: str = "") -> None:
+    """Seconds of local training over workers, columns as in `scaling.local_training`; both axes logarithmic."""
+    ax.plot(times["workers"], times["ideal"], "--", color=STYLE["local"][0], label="ideal, from single local CNNs")
+    ax.plot(times["workers"], times["seconds"], "o", color=STYLE["cnn-dnn"][0], label="measured")
+    ax.set(xlabel="workers", ylabel="seconds", title=title, xscale="log", yscale="log")
+    ax.set_xticks(times["workers"], times["workers"])
+    ax.minorticks_off()
+    ax.legend(fontsize=8)
+
+
+def communication(ax: Axes, traffic: "pd.DataFrame", title: str = "") -> None:
+    """Megabytes that one rank sends a step over subdomains, a line a way; columns as in `scaling.on_paper`."""
+    for (way, rows), stage in zip(traffic.groupby("way"), ("coherent", "global"), strict=True):
+        colour, marker = STYLE[stage]
+        ax.plot(rows["subdomains"], rows["sent"] / 1e6, marker=marker, color=colour, label=way)
+    counts = sorted(set(traffic["subdomains"]))
+    ax.set(xlabel="subdomains N", ylabel="MB a step", title=title, xscale="log", yscale="log")
+    ax.set_xticks(counts, counts)
+    ax.minorticks_off()
+    ax.legend(fontsize=8)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from . import checks, distributed
@@ -82,7 +83,7 @@ def communication(model: CNNDNN, data: ImageSet, recipe: Recipe, ranks: Sequence
                     free.bind(("127.0.0.1", 0))
                     port = free.getsockname()[1]
                 tasks = [pools[r].submit(_on_rank, r, count, port, task, model, data, recipe) for r in range(count)]
-                sent, seconds = [task.result() for task in tasks][0]
+                (sent, seconds), *_ = [task.result() for task in tasks]
                 rows.append((way, count, sent / steps, expected[way], seconds / steps))
     return pd.DataFrame(rows, columns=["way", "ranks", "sent", "expected", "seconds"])
 
@@ -104,7 +105,7 @@ def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float
 
     ranks, sent = distributed.count(), [0.0]
 
-    def hook(state: Any, bucket: Any) -> Any:
+    def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         sent[0] += 2 * (ranks - 1) / ranks * bucket.buffer().numel() * bucket.buffer().element_size()
         return allreduce_hook(state, bucket)
 
@@ -113,7 +114,8 @@ def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float
     replica.register_comm_hook(None, hook)
     own = data.train.some(torch.arange(distributed.rank(), len(data.train), ranks))
     share = replace(recipe, batch_size=recipe.batch_size // ranks)
-    return sent[0] / recipe.epochs, fit(replica, own, share, progress=False).iloc[-1]["seconds"]
+    last = fit(replica, own, share, progress=False).iloc[-1]
+    return sent[0] / recipe.epochs, last["seconds"]
 
 
 def on_paper(

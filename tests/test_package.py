@@ -26,7 +26,7 @@ FLOORS = [
     {"model", "training"},
     {"engines", "distributed", "evaluation"},
     {"records", "stages", "experiment", "plots"},
-    {"report", "notebook", "sweep", "bench", "__main__"},
+    {"report", "notebook", "sweep", "bench", "scaling", "__main__"},
 ]
 # The steps within a floor.
 BESIDE = {
