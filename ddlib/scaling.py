@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -110,7 +111,9 @@ def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float
         return allreduce_hook(state, bucket)
 
     whole = model.to(memory_format=memory_format(len(data.image_shape)))
-    replica = DistributedDataParallel(whole, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a name that is not in all versions yet
+        replica = DistributedDataParallel(whole, broadcast_buffers=False)
     replica.register_comm_hook(None, hook)
     own = data.train.some(torch.arange(distributed.rank(), len(data.train), ranks))
     share = replace(recipe, batch_size=recipe.batch_size // ranks)
