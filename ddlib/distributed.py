@@ -77,7 +77,13 @@ def ranks(timeout: float = 600) -> Iterator[int]:
             raise ValueError(f"rank {own} of this host finds no GPU of its own: there are {there}; start fewer ranks.")
         torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    wait = timedelta(seconds=timeout)
+    store, own, count = next(dist.rendezvous("env://", timeout=wait))
+    if (
+        os.environ.get("GROUP_WORLD_SIZE") == "1"
+    ):  # torchrun keeps the store when it restarts: addresses in it are stale
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
     try:
         yield dist.get_rank()
     finally:
