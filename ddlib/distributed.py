@@ -79,9 +79,7 @@ def ranks(timeout: float = 600) -> Iterator[int]:
         backend = "cpu:gloo,cuda:nccl"
     wait = timedelta(seconds=timeout)
     store, own, count = next(dist.rendezvous("env://", timeout=wait))
-    if (
-        os.environ.get("GROUP_WORLD_SIZE") == "1"
-    ):  # torchrun keeps the store when it restarts: addresses in it are stale
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun keeps the store over restarts, with stale addresses
         store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
     try:

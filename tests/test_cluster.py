@@ -4,6 +4,7 @@ import os
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,9 +135,9 @@ def test_the_job_script_of_the_page_is_what_its_code_prints(capsys):
 
 
 def test_the_first_example_of_the_page_runs(tmp_path, monkeypatch):
-    """In this process: a pool would look for the page as a script."""
+    """In a thread: worker processes would look for the page as a script."""
     code = blocks("python")[0].replace('"runs/local"', repr(str(tmp_path / "local")))
-    monkeypatch.setattr(ddlib, "process_pool", lambda workers, threads: dask_executor("local", workers))
+    monkeypatch.setattr(ddlib, "process_pool", lambda workers, threads: ThreadPoolExecutor(1))
     names = {"__name__": "__main__"}
     exec(compile(code, "docs/cluster.md", "exec"), names)
     assert {p.name for p in tmp_path.iterdir()} == {f"local.{i}" for i in range(4)}
