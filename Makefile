@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 
 reproduce: $(READY)  ## train the quick profile, write tables and figures to a fresh folder, compare with results/quick
 	@mkdir -p $(RUN)
-	@for name in quickstart decompositions aggregation transfer training_time; do \
+	@for name in quickstart decompositions aggregation transfer training_time scaling; do \
 		$(BIN)/papermill notebooks/*_$$name*.ipynb $(RUN)/$$name.ipynb -p output $(RUN) \
 			-f notebooks/params/$${name}_digits.yaml --log-level ERROR 2>&1 | { grep -v IPKernelApp || true; }; \
 	done

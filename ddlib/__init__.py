@@ -21,11 +21,14 @@ _HOME = {
     "model": ("CNNDNN",),
     "training": ("RECIPES", "Recipe", "accuracy", "fit", "predict", "train_aggregator"),
     "engines": ("process_pool", "train_local"),
+    "distributed": ("train_coherent",),
     "evaluation": ("accuracy_table", "confusion", "epochs_to_reach", "interval", "paired_test", "verdict"),
     "records": ("gather", "Record"),
     "experiment": ("STRATEGIES", "Experiment"),
     "notebook": ("agrees", "points"),
     "plots": (),
+    "curves": (),
+    "scaling": (),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from .backbones import count_parameters
     from .datasets import load_dataset
     from .decomposition import Decomposition, parse_grid
+    from .distributed import train_coherent
     from .engines import process_pool, train_local
     from .evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test, verdict
     from .experiment import STRATEGIES, Experiment

@@ -7,13 +7,17 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = """examples:
   ddlib datasets                                     what there is, and what is present
   ddlib datasets fetch cifar10
   ddlib sweep notebooks/plans/quick.yaml --dry-run   the points of a plan
   ddlib sweep notebooks/plans/cpu.yaml --only "backbone == 'vgg9' and seed == 0"
+  ddlib sweep notebooks/plans/cpu.yaml --dask tcp://10.0.0.1:8786
+  torchrun --standalone --nproc-per-node 2 -m ddlib coherent --config docs/coherent_digits.yaml
   ddlib bench --output results/bench
   ddlib compare runs/reproduce-20261120-120000 results/quick
   ddlib doctor                                       for a bug report
@@ -45,6 +49,7 @@ def sweep(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from . import sweep as sweeping
+    from .engines import dask_executor
 
     plan = sweeping.read_plan(options.plan)
     if options.only:
@@ -59,11 +64,55 @@ def sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(sweeping.table(plan)[["point", "status", "notebook"]].to_string(index=False))
         return 0
-    results = sweeping.run(plan, jobs=options.jobs, force=options.force)
+    place = dask_executor(options.dask, options.jobs) if options.dask else nullcontext()
+    with place as executor:
+        results = sweeping.run(plan, executor, jobs=options.jobs, force=options.force)
     with pd.option_context("display.max_colwidth", 100):
         print(results.to_string(index=False))
     print(results["result"].value_counts().reindex(["done", "skipped", "failed"], fill_value=0).to_string())
     return int((results["result"] == "failed").any())
+
+
+def coherent(options: argparse.Namespace) -> int:
+    from . import distributed, files
+    from .experiment import Experiment
+    from .stages import Stages
+
+    given = read_config(options.config)
+    output, strategy = given.pop("output"), given.pop("strategy", "coherent")
+    experiment = Experiment(**given, strategies=(strategy,))
+    if experiment.local_losses:
+        raise ValueError("local_losses are for one process, got True; leave them out.")
+    with distributed.ranks() as rank:
+        stages = Stages(experiment, experiment.data(), files.writable_folder(output), progress=rank == 0)
+        distributed.share(len(stages.decomposition), distributed.count(), rank)  # too many are refused now
+        getattr(stages, strategy)
+        if rank == 0:
+            seen = stages.histories[strategy].drop(columns="rate")
+            print(seen.to_string(index=False, float_format="{:.4g}".format))
+    if rank == 0:  # the checkpoint is that of a single process: its table is made from it
+        print(experiment.run(output).to_string(index=False))
+    return 0
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The fields of an `Experiment`, a strategy and an output folder."""
+    import yaml
+
+    from . import checks, files
+    from .experiment import Experiment
+
+    try:
+        given = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    known = [name for name in Experiment.__dataclass_fields__ if name != "strategies"]
+    if not isinstance(given, dict) or "output" not in given:
+        raise ValueError(f"{path}: a mapping with output, strategy and fields of an experiment is needed.")
+    for key in given:
+        checks.one_of(f"key of {path}", key, ["output", "strategy", *known])
+    checks.one_of("strategy", given.get("strategy", "coherent"), ("coherent", "transfer"))
+    return {**given, "output": files.resolve(given["output"])}
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -145,10 +194,15 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("sweep", help="run the points of a plan that are not on record")
     command.add_argument("plan", help="a YAML file, see notebooks/plans/")
     command.add_argument("--jobs", type=int, default=1, help="points at a time, sharing the cores (default 1)")
+    command.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster: its scheduler's address, or 'local'")
     command.add_argument("--dry-run", action="store_true", help="only list the points and what is on record")
     command.add_argument("--force", action="store_true", help="run points that are on record as well")
     command.add_argument("--only", metavar="EXPR", help="a pandas query over the points, e.g. \"grid == '2x2'\"")
     command.set_defaults(run=sweep)
+
+    command = commands.add_parser("coherent", help="train the coherent model, under torchrun over many processes")
+    command.add_argument("--config", required=True, help="a YAML file, see docs/coherent_digits.yaml")
+    command.set_defaults(run=coherent)
 
     command = commands.add_parser("bench", help="time the engines against the straightforward way")
     command.add_argument("--output", help="folder for the records")

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -36,6 +37,7 @@ def train_local(
     recipe: Recipe = RECIPES["local"],
     *,
     engine: str | Executor = "auto",
+    per_task: int = 1,
     checkpoint: str | Path | None = None,
     progress: bool | str = True,
 ) -> "pd.DataFrame":
@@ -46,6 +48,7 @@ def train_local(
         engine: "fused" trains all in one module with grouped convolutions, in several passes where memory is short;
             "loop" one after another; an executor a task for each, on its workers.  "auto" is fused, which was the
             faster one wherever it was measured (`ddlib bench`), and the loop for backbones that cannot be grouped.
+        per_task: how many local CNNs share a task of an executor, fused; alone, they are those of "loop" bit for bit.
         checkpoint: a file (fused), or the stem of one file for each part; training goes on from there.
 
     Returns:
@@ -59,7 +62,9 @@ def train_local(
     if not isinstance(data, (ImageSet, Split)) and (len(data) != len(local) or len({*map(len, data)}) != 1):
         raise ValueError(f"{len(local)} local CNNs need as many splits of equal size, got {[len(s) for s in data]}.")
     if isinstance(engine, Executor):
-        return _gather(local, _on_executor(local, each, data, recipe, engine, checkpoint, progress))
+        size = checks.whole("per_task", per_task, 1)
+        tasks = [list(range(start, min(start + size, len(local)))) for start in range(0, len(local), size)]
+        return _gather(local, _on_executor(local, tasks, data, recipe, engine, checkpoint, progress))
     engine = checks.one_of("engine", engine, ENGINES)
     if engine == "auto":
         engine = "fused" if groupable(local.backbone) else "loop"
@@ -77,6 +82,29 @@ def process_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
         initializer=torch.set_num_threads,
         initargs=(checks.whole("threads", threads, 1),),
     )
+
+
+@contextmanager
+def dask_executor(address: str, workers: int = 1) -> Iterator[Executor]:
+    """The executor of a Dask cluster (extra `cluster`): of the scheduler at an address, or "local", on this machine.
+
+    Raises:
+        ImportError: dask.distributed is not installed.
+        OSError: no scheduler answers at the address.
+    """
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError(f"Dask is not installed ({error}): pip install 'ddlib[cluster]'.") from None
+    local = address == "local"
+    place = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") if local else address
+    try:
+        with Client(place, timeout=20) as client, client.get_executor(retries=2) as executor:
+            print(f"Dask dashboard: {client.dashboard_link}")
+            yield executor
+    finally:
+        if local:
+            place.close()
 
 
 def train_part(
@@ -124,6 +152,9 @@ def _on_executor(
     local.cpu()
     if isinstance(data, ImageSet):
         data = data.source or data.train
+    client = getattr(executor, "_client", None)  # Dask's
+    if client is not None and progress:
+        print(f"Dask dashboard: {client.dashboard_link}")
     tasks = {}
     for indices in parts:
         part = local.part(indices)

@@ -192,7 +192,8 @@ def _on_record(path: Path) -> records.Record | None:
     try:
         return records.load(path)
     except files.DamagedFile as error:
-        warnings.warn(f"{error} It was set aside as {files.set_aside(path).name}.", stacklevel=3)
+        parts = [files.set_aside(part).name for part in (path, path.with_suffix(".npz")) if part.exists()]
+        warnings.warn(f"{error} It was set aside as {' and '.join(parts)}.", stacklevel=3)
         return None
 
 

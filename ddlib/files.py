@@ -4,7 +4,8 @@ import hashlib
 import io
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> Path:
-    """Write to a temporary name beside `path`, flush, rename: readers see the old file or the new one whole."""
+    """Write to a temporary name beside `path`, flush, rename: readers see the old file or the new one whole.
+
+    Raises:
+        OSError: it cannot be written, since the disk is full, say; what was there stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data.encode() if isinstance(data, str) else data
@@ -44,9 +49,12 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            told = f"{len(data) / 2**20:.1f} MiB could not be written ({error.strerror}); what was there before is kept"
+            raise type(error)(error.errno, told, str(path)) from None
         raise
     return path
 
@@ -78,6 +86,27 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     if found != expected:
         raise DamagedFile(f"{path} is damaged: its SHA-256 should be {expected[:64]!r}, it is {found.decode()}.")
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def alone(path: str | Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file: only one process at a time has it, on any host that sees the folder.
+
+    Yields whether it is held; without `wait`, False where another process has it.  The system gives up the lock of a
+    process that dies.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def set_aside(path: str | Path) -> Path:

@@ -75,6 +75,21 @@ def checking(*known: str) -> Iterator[None]:
         raise ParameterError(str(error)) from None
 
 
+def whole_numbers(name: str, text: str) -> list[int]:
+    """The notebook parameter `name`, written with spaces: "1 2 4" → [1, 2, 4].
+
+    Raises:
+        ParameterError: one of them is not a whole number ≥ 1, or there is none.
+    """
+    try:
+        found = [checks.whole(name, _number(name, value), 1) for value in str(text).split()]
+        if not found:
+            raise ValueError(f"{name} must name at least one value, got an empty text.")
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
+    return found
+
+
 def check_injected(known: set[str]) -> None:
     """Refuse a parameter that papermill injected and the notebook does not have, with a `ParameterError`.
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from .backbones import Backbone
 from .decomposition import Bounds, Decomposition
@@ -197,27 +197,6 @@ def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
     ax.set_xticks(sorted(frame[by].unique()))
 
 
-def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", by: str, title: str = "") -> None:
-    """Test accuracy in % over seconds of training, a point a strategy and decomposition, with the Pareto front.
-
-    `costs`, with their columns `by`, and `pareto` are those of `report`.
-    """
-    shown = costs.dropna(subset=[by])
-    for strategy, rows in shown.groupby("strategy", sort=False):
-        colour, marker = STYLE[strategy]
-        filled = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 7}
-        ax.plot(rows[by], 100 * rows["test_accuracy"], label=strategy, **filled)
-    front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
-    ax.step(pareto[by], 100 * pareto["test_accuracy"], label="Pareto front", **front)
-    for _, row in pareto.drop_duplicates(["grid", "overlap"], keep="last").iterrows():
-        label = f"{row['grid'].replace('x', '×')}, δ={row['overlap']}" if row["strategy"] != "global" else "global"
-        ax.annotate(label, (row[by], 100 * row["test_accuracy"]), (3, 5), textcoords="offset points", fontsize=7)
-    workers = "a worker for each local CNN" if by == "parallel" else "on one machine"
-    ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
-    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
-
-
 def leader(frame: "pd.DataFrame") -> str:
     """What a table of strategies shows, in a line: the highest mean over seeds, however small its lead."""
     decomposed = frame[~frame["strategy"].isin(["global", "local", "sub-networks"])]
@@ -308,29 +287,6 @@ def _arrow(ax: Axes, text: str) -> None:
     ax.axis("off")
 
 
-def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
-    """Training speed-up over the global CNN against the number of subdomains, with the ideals N² and N."""
-    for k, (images, rows) in enumerate(times.groupby("images", sort=False)):
-        colour, marker = WINDOWS[k % len(WINDOWS)], "osD^"[k % 4]
-        options = {"color": colour, "marker": marker, "markersize": 7}
-        ax.plot(rows["N"], rows["parallel speed-up"], "-", label=f"{images}, N workers", **options)
-        ax.plot(
-            rows["N"], rows["one-machine speed-up"], "--", label=f"{images}, one machine", fillstyle="none", **options
-        )
-    n = np.array([times["N"].min(), times["N"].max()])
-    ax.plot(n, n**2, color="black", linewidth=1, label="ideal with N workers: N²")
-    ax.plot(n, n, "--", color="black", linewidth=1, label="ideal on one machine: N")
-    if (times["N"] == 32).any():
-        ax.plot([32], [31], "k*", markersize=11, label="31, stated by the follow-up (4×4×2)")
-    ax.set(xscale="log", yscale="log", xlabel="number of subdomains N", ylabel="speed-up over the global CNN (×)")
-    ax.set_xticks(sorted(set(times["N"])), sorted(set(times["N"])), minor=False)
-    ax.minorticks_off()
-    best = times.loc[times["parallel speed-up"].idxmax()]
-    told = f"highest: {best['parallel speed-up']:.1f} with N = {best['N']} workers (ideal {best['N'] ** 2})"
-    ax.set_title(f"Training time of local CNNs against the global CNN\n{told}")
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
 def composition(ax: Axes, network: Backbone, layer: str, title: str = "") -> None:
     """The kernels of a convolution (out, in) as their norms: block diagonal where sub-networks were composed (P3)."""
     weight = network.get_submodule(layer).weight.detach()
@@ -355,45 +311,3 @@ def bounds(ax: Axes, found: "pd.DataFrame", figure: str, title: str = "") -> Non
     ax.set(xlabel=f"test {figure.replace('_', '-')}{unit}", title=title, ylim=(len(found) - 0.5, -0.5))
     ax.grid(True, axis="x", alpha=0.3)
     ax.grid(False, axis="y")
-
-
-def further_training(ax: Axes, history: "pd.DataFrame", by: str = "epoch") -> None:
-    """Test accuracy in % of composed networks in training, and from random weights, by "epoch" or "second" (P3).
-
-    Columns of `history`: those of records, and channel_parts.  By second, the curve of a composed network starts
-    where its sub-networks were trained: the longest of them, or all where they were trained together.
-    """
-    for k, (parts, one) in enumerate(history.groupby("channel_parts", sort=False)):
-        stages = dict(list(one.groupby("stage")))
-        apart = stages["sub-networks"]
-        alone = apart.get("seconds_longest", apart["seconds"])
-        before = (alone if alone.notna().all() else apart["seconds"]).sum()
-        colour, marker = PARTS[k % len(PARTS)]
-        curves = [("channels", f"composed of {parts}", colour, marker, before)]
-        curves += [("global", "random weights", *STYLE["global"], 0)] if not k else []
-        for stage, label, colour, marker, offset in curves:
-            rows = stages[stage]
-            x = rows["epoch"] if by == "epoch" else rows["seconds"].cumsum() + offset
-            ax.plot(x, 100 * rows["test_accuracy"], marker=marker, color=colour, label=label)
-    seconds = "seconds of training, a worker for each sub-network"
-    ax.set(xlabel="epoch of the global network" if by == "epoch" else seconds, ylabel="test accuracy (%)")
-    ax.legend(fontsize=8)
-
-
-def time_to_accuracy(ax: Axes, costs: "pd.DataFrame", title: str = "") -> None:
-    """Test accuracy in % over seconds of training: a line a method, its points trainings of several lengths (P3).
-
-    Columns of `costs`: method, workers, epochs, seconds, test_accuracy, channel_parts (0: random weights); the mean
-    over seeds, every seed a faint point.  Full lines: a worker for each sub-network; dashed: one machine for all.
-    """
-    parts = [p for p in dict.fromkeys(costs["channel_parts"]) if p]
-    for method, rows in costs.groupby("method", sort=False):
-        p, workers = rows["channel_parts"].iloc[0], rows["workers"].iloc[0]
-        colour, marker = PARTS[parts.index(p) % len(PARTS)] if p else STYLE["global"]
-        options = {"marker": marker, "color": colour, "fillstyle": "full" if workers or not p else "none"}
-        ax.plot(rows["seconds"], 100 * rows["test_accuracy"], linestyle="none", alpha=0.35, markersize=4, **options)
-        mean = rows.groupby("epochs")[["seconds", "test_accuracy"]].mean().sort_values("seconds")
-        line = "-" if workers or not p else "--"
-        ax.plot(mean["seconds"], 100 * mean["test_accuracy"], line, markersize=8, label=method, **options)
-    ax.set(xlabel="seconds of training, sub-networks included", ylabel="test accuracy (%)", title=title)
-    ax.legend(fontsize=8)

@@ -14,6 +14,7 @@ from . import channels, records
 from .aggregation import DenseAggregator, average_probability, importance, majority_vote
 from .backbones import build, count_parameters
 from .decomposition import Decomposition
+from .distributed import from_first, train_coherent
 from .engines import train_local
 from .images import ImageSet, Split
 from .local import LocalCNNs
@@ -128,7 +129,7 @@ class Stages:
     @cached_property
     def transfer(self) -> CNNDNN:
         model = CNNDNN(self._local_cnns(), self._dense_network()).to(self.device)
-        model.load_state_dict(self.cnn_dnn.state_dict())
+        model.load_state_dict(from_first(lambda: {k: v.cpu() for k, v in self.cnn_dnn.state_dict().items()}))
         return self._fit("transfer", model)
 
     @cached_property
@@ -159,13 +160,16 @@ class Stages:
     def _fit(self, stage: str, model: nn.Module) -> nn.Module:
         test = self.data.test
         followed = {
-            "test_accuracy": lambda _: accuracy(predict(model, test, precision=self.experiment.precision), test.labels)
+            "test_accuracy": lambda m: accuracy(
+                predict(model if both else m, test, precision=self.experiment.precision), test.labels
+            )
         }
         both = self.experiment.local_losses and stage in ("coherent", "transfer")
         trained = BothLevels(model) if both else model
+        train = train_coherent if isinstance(trained, CNNDNN) else fit  # on all ranks, where there are several
         options = {"metrics": followed, "progress": self.progress and stage}
         return self._keep(
-            stage, model, lambda recipe, path: fit(trained, self.data, recipe, checkpoint=path, **options)
+            stage, model, lambda recipe, path: train(trained, self.data, recipe, checkpoint=path, **options)
         )
 
     def _keep(self, stage: str, model: nn.Module, train: Callable[[Recipe, Path | None], "pd.DataFrame"]) -> nn.Module:

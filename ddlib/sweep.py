@@ -161,22 +161,36 @@ def run(
         report(f"On record, but made by other code (--force runs them again): {', '.join(stale)}")
     todo = [point for point in plan if force or known[id(point)] == "new"]
     results = {point.name: ("skipped", known[id(point)]) for point in plan if point not in todo}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = None if executor else max(1, (os.cpu_count() or 1) // jobs)
     own = None if executor else ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_leave_interrupts_to_us)
-    try:
-        tasks: dict[Future, Point] = {
-            (executor or own).submit(run_point, str(p.notebook), str(p.output), p.name, p.parameters, force, threads): p
-            for p in todo
+
+    def submit(points: list[Point], wait: bool) -> dict[Future, Point]:
+        place = executor or own
+        return {
+            place.submit(run_point, str(p.notebook), str(p.output), p.name, p.parameters, force, threads, wait): p
+            for p in points
         }
-        bar = tqdm(as_completed(tasks), total=len(tasks), desc="points", unit="point", disable=not tasks)
-        for task in bar:
-            point = tasks[task]
-            try:
-                reason = task.result()
-            except Exception as error:  # a lost worker, say: the others go on
-                reason = f"{type(error).__name__}: {error}"
-            results[point.name] = ("failed", reason) if reason else ("done", "")
-            bar.set_postfix_str(f"{point.name} {'failed' if reason else 'done'}")
+
+    try:
+        tasks, bar = submit(todo, False), tqdm(total=len(todo), desc="points", unit="point", disable=not todo)
+        while tasks:
+            busy = []
+            for task in as_completed(tasks):
+                point = tasks[task]
+                try:
+                    reason = task.result()
+                except Exception as error:  # a lost worker, say: the others go on
+                    reason = f"{type(error).__name__}: {error}"
+                if reason is None:
+                    busy.append(point)
+                    continue
+                results[point.name] = ("failed", reason) if reason else ("done", "")
+                bar.set_postfix_str(f"{point.name} {'failed' if reason else 'done'}", refresh=False)
+                bar.update()
+            if busy:
+                report(f"Another sweep is at work on these points; waiting for it: {', '.join(p.name for p in busy)}")
+            tasks = submit(busy, True)
+        bar.close()
     except BaseException:
         if own is not None:
             own.shutdown(wait=False, cancel_futures=True)
@@ -193,18 +207,28 @@ def _leave_interrupts_to_us() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_point(notebook: str, output: str, name: str, parameters: dict[str, Any], force: bool, threads: int) -> str:
-    """The task of a sweep: execute a notebook; returns why it failed, or an empty text.  May run twice."""
+def run_point(
+    notebook: str, output: str, name: str, parameters: dict[str, Any], force: bool, threads: int | None, wait: bool
+) -> str | None:
+    """The task of a sweep: execute a notebook.  May run twice.
+
+    Returns:
+        Why it failed, or an empty text; None where another sweep is at work on the point and `wait` is False.
+    """
     import papermill
 
-    os.environ.update(OMP_NUM_THREADS=str(threads), DDLIB_PROGRESS="0")
+    os.environ.update({"DDLIB_PROGRESS": "0"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {}))
     executed = Path(output) / "notebooks" / f"{name}.ipynb"
-    executed.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (executed.parent, Path(output) / "checkpoints"):
+        folder.mkdir(parents=True, exist_ok=True)
     given = {**parameters, "reuse": not force}
-    try:
-        papermill.execute_notebook(notebook, str(executed), given, progress_bar=False, log_output=False)
-    except papermill.PapermillExecutionError as error:
-        return f"{error.ename}: {error.evalue}"
-    except Exception as error:  # a kernel that died
-        return f"{type(error).__name__}: {error}"
+    with files.alone(Path(output) / "checkpoints" / f"{name}.lock", wait) as held:
+        if not held:
+            return None
+        try:
+            papermill.execute_notebook(notebook, str(executed), given, progress_bar=False, log_output=False)
+        except papermill.PapermillExecutionError as error:
+            return f"{error.ename}: {error.evalue}"
+        except Exception as error:  # a kernel that died
+            return f"{type(error).__name__}: {error}"
     return ""

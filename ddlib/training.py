@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checks, files
+from . import checks
 from .augmentation import augment, memory_format, prepare
 from .backbones import Backbone
+from .checkpoints import Checkpoint
 from .images import ImageSet, Split
 from .local import LocalCNNs, softmax
 from .model import CNNDNN
@@ -106,7 +107,7 @@ def fit(
     recipe: Recipe = RECIPES["coherent"],
     *,
     metrics: Metrics | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     progress: bool | str = True,
 ) -> "pd.DataFrame":
     """Train a whole model on images, in place: a CNN, all local CNNs side by side, or the coherent CNN-DNN.
@@ -126,8 +127,9 @@ def fit(
         and over the networks), rate, seconds, and the metrics.
 
     Raises:
-        ValueError: a batch larger than the data, or a recipe that the device cannot carry out.
-        files.DamagedFile: the checkpoint is damaged (it is set aside), or belongs to another training.
+        ValueError: a batch larger than the data, a recipe that the device cannot carry out, or a checkpoint of another
+            training.
+        files.DamagedFile: the checkpoint is damaged; it is set aside.
     """
     split = data.train if isinstance(data, ImageSet) else data
     dtype = next(model.parameters()).dtype
@@ -213,7 +215,7 @@ def _optimise(
     labels: Tensor,
     recipe: Recipe,
     metrics: Metrics | None,
-    checkpoint: str | Path | None,
+    checkpoint: str | Path | Checkpoint | None,
     progress: bool | str,
 ) -> "pd.DataFrame":
     import pandas as pd  # here, so that `import ddlib` stays quick
@@ -222,9 +224,11 @@ def _optimise(
     if size > len(labels):
         raise ValueError(f"batch_size {size} is larger than the data: {len(labels)} images.")
     steps = len(labels) // size
-    optimizer = _optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe)
     cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
-    history = _resume(checkpoint, model, optimizer, recipe)
+    if isinstance(checkpoint, (str, Path)):
+        checkpoint = Checkpoint(checkpoint)
+    history = [] if checkpoint is None else checkpoint.load(model, optimizer, asdict(recipe))
     title = progress if isinstance(progress, str) else type(model).__name__
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
     with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
@@ -258,8 +262,7 @@ def _optimise(
             history.append(row)
             bar.set_postfix(epoch=epoch + 1, loss=f"{row['loss']:.3f}", accuracy=f"{row['train_accuracy']:.1%}")
             if checkpoint is not None:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                files.save_tensors(checkpoint, {"recipe": asdict(recipe), "history": history, **state})
+                checkpoint.save(model, optimizer, asdict(recipe), history)
     return pd.DataFrame(history)
 
 
@@ -290,7 +293,7 @@ def clip_gradients(model: nn.Module, most: float) -> None:
             g.mul_(scale.view(-1, *(1,) * (g.ndim - 1)))
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -314,28 +317,6 @@ def _schedule(kind: str, t: float, rise: float = 0.2) -> float:
             return 0.04 + 0.96 * t / rise
         t = (t - rise) / (1 - rise)
     return 0.5 * (1 + math.cos(math.pi * t))
-
-
-def _resume(
-    checkpoint: str | Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> list[dict[str, Any]]:
-    """Load the state of the last whole epoch, where there is one; returns its history."""
-    if checkpoint is None:
-        return []
-    files.writable_folder(Path(checkpoint).parent)
-    if not Path(checkpoint).exists():
-        return []
-    try:
-        saved = files.load_tensors(checkpoint)
-    except files.DamagedFile as error:
-        raise files.DamagedFile(f"{error} It was set aside as {files.set_aside(checkpoint)}.") from None
-    other = {k: (v, asdict(recipe)[k]) for k, v in saved["recipe"].items() if v != asdict(recipe)[k]}
-    if other:
-        told = ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in other.items())
-        raise ValueError(f"{checkpoint} belongs to another training: its recipe has {told}.")
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return saved["history"]
 
 
 # ── device, precision, randomness ─────────────────────────────────────────────────────────────────────────────

@@ -468,16 +468,32 @@ def test_points_side_by_side_do_not_touch_each_other(tmp_path):
     assert np.array_equal(other.predicted("global"), first.predicted("global"))
 
 
-def test_a_damaged_record_is_set_aside_and_made_again(tmp_path):
+def flipped(data):
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "harm"),
+    [
+        (".json", lambda data: b"{"),
+        (".json", lambda data: data.replace(b'"schema": 1', b'"schema": 0')),
+        (".json", lambda data: data.replace(b'"test_accuracy"', b'"test_acuracy"')),
+        (".npz", flipped),
+        (".npz", lambda data: data[:-9]),
+    ],
+    ids=["cut short", "another schema", "a column that is not in it", "predictions flipped", "predictions cut short"],
+)
+def test_a_damaged_record_is_set_aside_and_made_again(tmp_path, suffix, harm):
     point = Experiment(**SMALL, strategies=("average",))
     first = point.record(tmp_path, progress=False)
-    path = tmp_path / f"{first.name}.json"
-    path.write_text("{")
+    path = (tmp_path / f"{first.name}.json").with_suffix(suffix)
+    harmed = harm(path.read_bytes())
+    path.write_bytes(harmed)
     with pytest.warns(UserWarning, match=r"damaged.*set aside as .*damaged-0"):
         again = point.record(tmp_path, progress=False)
-    assert path.with_name(path.name + ".damaged-0").read_text() == "{"
+    assert path.with_name(path.name + ".damaged-0").read_bytes() == harmed
     assert np.array_equal(again.predicted("average"), first.predicted("average"))
-    assert records.load(path).strategies == ["average"]
+    assert records.load(path.with_suffix(".json")).strategies == ["average"]
 
 
 # ── refused before any training ──

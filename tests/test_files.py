@@ -92,6 +92,15 @@ def test_set_aside_never_overwrites(tmp_path):
     assert [(tmp_path / f"model.pt.damaged-{n}").read_text() for n in range(3)] == ["0", "1", "2"]
 
 
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    with files.alone(tmp_path / "lock") as first:
+        assert first
+        with files.alone(tmp_path / "lock", wait=False) as second:
+            assert not second
+    with files.alone(tmp_path / "lock", wait=False) as third:
+        assert third
+
+
 def test_checksums(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.checksum(b"abc") == files.checksum(tmp_path / "abc")

@@ -66,6 +66,29 @@ def test_what_cannot_be_carried_out_is_told_in_a_sentence(arguments, told, capsy
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("output: out\nwidht: 3", "'widht'. Did you mean 'width'"),
+        ("output: out\nepochs: 0", "epochs must be a whole number ≥ 1, got 0"),
+        ("output: out\nstrategy: vote", "unknown strategy 'vote'"),
+        ("output: out\nlocal_losses: true", "local_losses are for one process"),
+        ("width: 3", "a mapping with output"),
+        ("- width", "a mapping with output"),
+        ("!!python/object/apply:os.system ['touch hostile']", "is not YAML"),
+    ],
+)
+def test_a_wrong_configuration_of_the_coherent_model_is_told_before_anything_runs(
+    tmp_path, monkeypatch, capsys, content, told
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddlib.files.project_folder", lambda: tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    assert main(["coherent", "--config", "config.yaml"]) == 2
+    assert told in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["swep"])

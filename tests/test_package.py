@@ -21,12 +21,12 @@ MODULES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__init
 
 FLOORS = [
     {"checks", "files", "progress"},
-    {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation"},
+    {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation", "checkpoints"},
     {"local", "aggregation", "channels"},
     {"model", "training"},
     {"engines", "distributed", "evaluation"},
-    {"records", "stages", "experiment", "plots"},
-    {"report", "notebook", "sweep", "bench", "doctor", "__main__"},
+    {"records", "stages", "experiment", "plots", "curves"},
+    {"report", "notebook", "sweep", "bench", "scaling", "doctor", "__main__"},
 ]
 # The steps within a floor.
 BESIDE = {
@@ -41,6 +41,7 @@ BESIDE = {
     ("experiment", "records"),
     ("experiment", "stages"),
     ("plots", "records"),
+    ("curves", "plots"),
     ("sweep", "notebook"),
     ("__main__", "bench"),
     ("__main__", "doctor"),

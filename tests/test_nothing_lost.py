@@ -1,0 +1,230 @@
+"""Long runs survive: what is killed goes on, what is full or damaged is told, and nothing is torn.
+
+Damaged files and hostile ones are in test_training, test_experiment, test_files and test_downloads.
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+
+from ddlib import Experiment, files, records, sweep
+from ddlib.__main__ import main
+
+POINT = {"dataset": "digits", "train_size": 256, "width": 8, "batch_size": 64, "dense_epochs": 2, "precision": "fp32"}
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "DDLIB_PROGRESS": "0"}
+
+
+def wait_for(condition, seconds=120):
+    """Until it holds; returns what it returned."""
+    for _ in range(int(seconds / 0.005)):
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.005)
+    raise TimeoutError(f"not within {seconds} seconds")
+
+
+def epochs_done(folder: Path, stage: str) -> int:
+    for path in (folder / "checkpoints").glob(f"{stage}-*.pt"):
+        return len(files.load_tensors(path)["history"])
+    return 0
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of every training, by the names of their checkpoints, which all that determines them goes into."""
+    found = {}
+    for path in (folder / "checkpoints").glob("*.pt"):
+        found |= {f"{path.name}/{name}": value for name, value in files.load_tensors(path)["model"].items()}
+    return found
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    a, b = weights(folder), weights(other)
+    assert a.keys() == b.keys() != set()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+# ── killed ──
+
+
+def test_killed_at_a_random_moment_of_each_training_it_goes_on_to_the_same_bits(tmp_path, one_thread):
+    epochs = 20
+    point = Experiment(**POINT, epochs=epochs, strategies=("transfer", "coherent"))
+    given = {**POINT, "epochs": epochs, "strategies": point.strategies}
+    code = f"import ddlib; ddlib.Experiment(**{given!r}).record({str(tmp_path / 'killed')!r}, progress=False)"
+    at = {}
+    for stage in ("local", "transfer", "coherent"):
+        started = subprocess.Popen([sys.executable, "-c", code], env=ALONE)
+        wait_for(lambda stage=stage: epochs_done(tmp_path / "killed", stage))
+        time.sleep(random.Random(os.urandom(8)).uniform(0, 0.2))
+        started.kill()
+        started.wait()
+        at[stage] = epochs_done(tmp_path / "killed", stage)
+    assert all(0 < done < epochs for done in at.values()), at
+    found = point.record(tmp_path / "killed", progress=False)
+    expected = point.record(tmp_path / "whole", progress=False)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    timeless = [name for name in expected.arrays if not name.endswith("/seconds")]
+    assert all(np.array_equal(found.arrays[name], expected.arrays[name]) for name in timeless), at
+
+
+def torchrun(folder: Path, restarts: int) -> subprocess.Popen:
+    config = folder / "coherent.yaml"
+    folder.mkdir(exist_ok=True)
+    config.write_text(yaml.safe_dump({**POINT, "epochs": 12, "strategy": "coherent", "output": str(folder)}))
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*agent, "--max-restarts", str(restarts), "-m", "ddlib", "coherent", "--config", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ALONE)
+
+
+def kill_the_second_rank(agent: subprocess.Popen) -> None:
+    for child in psutil.Process(agent.pid).children():
+        if child.environ().get("RANK") == "1":
+            child.kill()
+            return
+    raise AssertionError("there is no second rank")
+
+
+def test_a_killed_rank_stops_the_others_and_a_restart_goes_on(tmp_path):
+    whole = torchrun(tmp_path / "whole", 0)
+    told, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, told
+
+    killed = tmp_path / "killed"
+    agent = torchrun(killed, 0)
+    wait_for(lambda: epochs_done(killed, "coherent"))
+    ranks = psutil.Process(agent.pid).children()
+    kill_the_second_rank(agent)
+    told, _ = agent.communicate(timeout=60)
+    assert agent.returncode != 0
+    assert "Signal 9 (SIGKILL)" in told
+    assert not [rank for rank in ranks if rank.is_running()]
+    done = epochs_done(killed, "coherent")
+    assert 0 < done < 12
+
+    agent = torchrun(killed, 1)
+    wait_for(lambda: epochs_done(killed, "coherent") > done)
+    kill_the_second_rank(agent)
+    told, _ = agent.communicate(timeout=300)
+    assert agent.returncode == 0, told
+    assert_same_weights(killed, tmp_path / "whole")
+
+
+# ── sweeps ──
+
+
+def plan_of(folder: Path, **parameters) -> list[sweep.Point]:
+    path = folder / "plan.yaml"
+    given = {**POINT, "epochs": 1, "strategies": "local vote cnn-dnn", "grids": ["2x2"], **parameters}
+    path.write_text(json.dumps({"notebook": "02_aggregation", "output": str(folder / "out"), "parameters": given}))
+    return sweep.read_plan(path)
+
+
+def test_a_dead_kernel_fails_its_point_alone_and_the_rerun_does_only_that(tmp_path):
+    plan = plan_of(tmp_path, seeds=[0, 1], epochs=[40])  # long enough to be found alive
+    results = []
+    work = threading.Thread(target=lambda: results.append(sweep.run(plan)))
+    work.start()
+    wait_for(lambda: epochs_done(tmp_path / "out", "local"))
+    kernels = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if any("ipykernel_launcher" in word for word in child.cmdline())
+    ]
+    assert len(kernels) == 1
+    kernels[0].kill()
+    work.join(300)
+    (frame,) = results
+    assert frame["result"].tolist() == ["failed", "done"], frame.to_string()
+    assert "DeadKernelError" in frame["reason"][0]
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.json")}
+    assert list(kept) == [f"{plan[1].name}.json"]
+    again = sweep.run(plan)
+    assert again["result"].tolist() == ["done", "skipped"]
+    assert {p: (tmp_path / "out" / p).read_bytes() for p in kept} == kept
+    assert len(records.gather(tmp_path / "out")["record"].unique()) == 2
+
+
+def test_a_point_that_another_sweep_is_at_is_waited_for_while_the_others_are_done(tmp_path):
+    plan = plan_of(tmp_path, seeds=[0, 1])
+    first, second = (tmp_path / "out" / f"{point.name}.json" for point in plan)
+    told, results = [], []
+    work = threading.Thread(target=lambda: results.append(sweep.run(plan, report=told.append)))
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    with files.alone(tmp_path / "out" / "checkpoints" / f"{plan[0].name}.lock"):
+        work.start()
+        wait_for(lambda: told)
+        assert second.exists()
+        assert not first.exists()
+        made = plan[0].experiment.record(tmp_path / "out", progress=False)  # what the other one is at
+        before = first.read_bytes()
+    work.join(300)
+    assert results[0]["result"].tolist() == ["done", "done"], results[0].to_string()
+    assert f"Another sweep is at work on these points; waiting for it: {plan[0].name}" in told
+    assert first.read_bytes() == before
+    assert records.load(first).provenance == made.provenance
+
+
+def test_two_sweeps_on_one_folder_tear_nothing(tmp_path):
+    plan = plan_of(tmp_path)
+    command = [sys.executable, "-m", "ddlib", "sweep", str(tmp_path / "plan.yaml")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ALONE) for _ in range(2)]
+    told = [one.communicate(timeout=300) for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert [record.name for record in records.load_all(tmp_path / "out")] == [point.name for point in plan]
+    left = [p.name for p in (tmp_path / "out").rglob("*") if "damaged" in p.name or p.name.startswith(".")]
+    assert left == []
+
+
+# ── a full disk ──
+
+
+@contextmanager
+def files_no_larger_than(size: int):
+    """What a full disk does to a long file, on any machine."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_is_told_and_earlier_results_stay(tmp_path):
+    first = Experiment(**POINT, epochs=1, strategies=("average",))
+    first.record(tmp_path, progress=False)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    more = Experiment(**POINT, epochs=1, strategies=("average", "global"), seed=1)
+    with files_no_larger_than(20_000), pytest.raises(OSError, match=r"MiB could not be written \(File too large\)"):
+        more.record(tmp_path, progress=False)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    more.record(tmp_path, progress=False)
+    assert len(records.load_all(tmp_path)) == 2
+
+
+def test_a_full_disk_on_the_command_line_is_one_sentence(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**POINT, "epochs": 1, "output": str(tmp_path / "out")}))
+    with files_no_larger_than(20_000):
+        assert main(["coherent", "--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert "could not be written (File too large)" in told
+    assert str(tmp_path / "out" / "checkpoints") in told
+    assert "Traceback" not in told
+    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
