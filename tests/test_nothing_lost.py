@@ -135,7 +135,7 @@ def plan_of(folder: Path, **parameters) -> list[sweep.Point]:
 
 
 def test_a_dead_kernel_fails_its_point_alone_and_the_rerun_does_only_that(tmp_path):
-    plan = plan_of(tmp_path, seeds=[0, 1], epochs=[40])  # long enough to be found alive
+    plan = plan_of(tmp_path, seeds=[0, 1], epochs=[20])  # long enough to be found alive
     results = []
     work = threading.Thread(target=lambda: results.append(sweep.run(plan)))
     work.start()
