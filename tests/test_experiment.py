@@ -16,7 +16,7 @@ from ddlib.training import cross_entropy, predict
 
 SMALL = {"dataset": "tiny", "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 16, "precision": "fp32"}
 ALL = ("global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer")
-TRAININGS = ("fit", "train_local", "train_aggregator")
+TRAININGS = ("fit", "train_coherent", "train_local", "train_aggregator")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,7 +195,7 @@ def test_the_recipe_of_each_stage():
 
 def test_local_cnns_and_dense_network_are_trained_once(trainings):
     Experiment(**SMALL, strategies=("local", "average", "vote", "cnn-dnn", "transfer")).run(progress=False)
-    assert sorted(trainings) == ["fit", "train_aggregator", "train_local"]
+    assert sorted(trainings) == ["train_aggregator", "train_coherent", "train_local"]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_local_cnns_and_dense_network_are_trained_once(trainings):
         ("global", ["fit"]),
         ("vote", ["train_local"]),
         ("cnn-dnn", ["train_local", "train_aggregator"]),
-        ("coherent", ["fit"]),
-        ("transfer", ["train_local", "train_aggregator", "fit"]),
+        ("coherent", ["train_coherent"]),
+        ("transfer", ["train_local", "train_aggregator", "train_coherent"]),
     ],
 )
 def test_nothing_is_trained_that_is_not_needed(trainings, strategy, needed):
@@ -215,7 +215,7 @@ def test_nothing_is_trained_that_is_not_needed(trainings, strategy, needed):
 
 def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
     """Before its first step it gives the logits of the two trained parts, and its training leaves those alone."""
-    found, real = {}, stages.fit
+    found, real = {}, stages.train_coherent
 
     def fit(model, data, recipe, **options):
         x = prepare(data.test.images, data.test)
@@ -226,7 +226,7 @@ def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
 
     runs, make = [], stages.Stages.__init__
     monkeypatch.setattr(stages.Stages, "__init__", lambda self, *a: (runs.append(self), make(self, *a))[1])
-    monkeypatch.setattr(stages, "fit", fit)
+    monkeypatch.setattr(stages, "train_coherent", fit)
     Experiment(**SMALL, strategies=("transfer", "cnn-dnn")).run(progress=False)
     two_steps = runs[0].cnn_dnn
     with torch.no_grad():
