@@ -47,7 +47,7 @@ VARIANT = ("options", "train_size", "channel_parts", "samples", "out_of_fold", "
 # A change in these files can change a figure: their hash makes a record stale.
 NUMERICS = (
     *("decomposition", "backbones", "images", "datasets", "readers", "augmentation", "local", "aggregation", "model"),
-    *("channels", "training", "engines", "stages", "experiment"),
+    *("checkpoints", "channels", "training", "engines", "distributed", "stages", "experiment"),
 )
 
 
