@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   ddlib sweep notebooks/plans/cpu.yaml --dask tcp://10.0.0.1:8786
   torchrun --standalone --nproc-per-node 2 -m ddlib coherent --config docs/coherent_digits.yaml
   ddlib bench --output results/bench
+  ddlib report                                       verdicts on the claims, from committed records
   ddlib compare runs/reproduce-20261120-120000 results/quick
   ddlib doctor                                       for a bug report
 """
@@ -138,6 +139,30 @@ def bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def report(options: argparse.Namespace) -> int:
+    import papermill
+
+    from . import files
+    from . import report as reporting
+
+    folders = " ".join(options.folders) or "results/cifar10 results/small results/channels"
+    found = reporting.read(folders)
+    if not found:
+        raise ValueError(f"there are no records in {folders}.")
+    output = files.writable_folder(options.output)
+    notebook = files.project_folder() / "notebooks" / "05_report.ipynb"
+    given = {"folders": folders, "plan": options.plan, "dataset": options.dataset, "backbone": options.backbone}
+    executed = output / "report.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(executed), {**given, "output": str(output.absolute())}, progress_bar=False
+        )
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"{error.ename}: {error.evalue} (see {executed})") from None
+    print(f"{len(found)} records; tables, figures and the executed notebook: {output}")
+    return 0
+
+
 def compare(options: argparse.Namespace) -> int:
     import pandas as pd
 
@@ -209,6 +234,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=int, default=3)
     command.add_argument("--training-time", action="store_true", help="also the training-time table (claim C4)")
     command.set_defaults(run=bench)
+
+    command = commands.add_parser("report", help="tables, figures and verdicts on the claims, from the records")
+    command.add_argument("folders", nargs="*", help="folders of records (default: the committed ones of real data)")
+    command.add_argument("--output", default="results/report", help="default: results/report")
+    command.add_argument(
+        "--plan", default="notebooks/plans/cpu.yaml", help="what was to be run, to say what is missing"
+    )
+    command.add_argument("--dataset", default="cifar10", help="of the plots (default cifar10)")
+    command.add_argument("--backbone", default="vgg9", help="of the plots (default vgg9)")
+    command.set_defaults(run=report)
 
     command = commands.add_parser("compare", help="hold the tables of a run against committed ones")
     command.add_argument("folder", help="what a run wrote, e.g. runs/reproduce-20261120-120000")
