@@ -142,9 +142,12 @@ def bench(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     import papermill
 
-    from . import files
+    from . import backbones, checks, files
+    from . import datasets as sets
     from . import report as reporting
 
+    checks.one_of("data set", options.dataset, sets.DATASETS)
+    checks.one_of("backbone", options.backbone, backbones.BACKBONES)
     folders = " ".join(options.folders) or "results/cifar10 results/small results/channels"
     found = reporting.read(folders)
     if not found:
@@ -155,7 +158,11 @@ def report(options: argparse.Namespace) -> int:
     executed = output / "report.ipynb"
     try:
         papermill.execute_notebook(
-            str(notebook), str(executed), {**given, "output": str(output.absolute())}, progress_bar=False
+            str(notebook),
+            str(executed),
+            {**given, "output": str(output.absolute())},
+            progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # of the kernel, which else warns of TCP
         )
     except papermill.PapermillExecutionError as error:
         raise RuntimeError(f"{error.ename}: {error.evalue} (see {executed})") from None
@@ -253,6 +260,9 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("doctor", help="versions, device, data, and what is wrong: for a bug report")
     command.set_defaults(run=doctor)
+    for name, command in commands.choices.items():
+        lines = [line for line in EXAMPLES.splitlines() if f"ddlib {name}" in line]
+        command.epilog, command.formatter_class = "\n".join(["examples:", *lines]), top.formatter_class
     return top
 
 

@@ -226,7 +226,14 @@ def run_point(
         if not held:
             return None
         try:
-            papermill.execute_notebook(notebook, str(executed), given, progress_bar=False, log_output=False)
+            papermill.execute_notebook(
+                notebook,
+                str(executed),
+                given,
+                progress_bar=False,
+                log_output=False,
+                extra_arguments=["--log-level=ERROR"],
+            )
         except papermill.PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}"
         except Exception as error:  # a kernel that died

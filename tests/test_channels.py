@@ -2,6 +2,7 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -547,20 +548,22 @@ def test_local_cnns_of_ones_own_backbone_are_refused():
 
 
 def test_sub_networks_on_shares_of_their_own_are_each_trained_alone(tiny):
-    """Fused = one by one = each fitted on its own share, to 1e-9, and the augmentation is the same."""
+    """Fused = one by one = two to a task of an executor = each fitted on its own share, to 1e-9."""
     recipe = Recipe(epochs=2, batch_size=8, momentum=0.0, rate=0.05, precision="fp32")
     dec = Decomposition.regions((12, 12), {f"channels {p}": [(0, 12), (0, 12)] for p in range(3)})
     local = LocalCNNs("vgg9", dec, in_channels=3, num_classes=4, width=12, local_width=4).double()
     hands = shares(tiny.train, 3)
     alone = [local.subnet(i) for i in range(3)]
-    fused, loop = copy.deepcopy(local), copy.deepcopy(local)
+    fused, loop, pooled = (copy.deepcopy(local) for _ in range(3))
     history = train_local(fused, hands, recipe, engine="fused", progress=False)
     again = train_local(loop, hands, recipe, engine="loop", progress=False)
+    with ThreadPoolExecutor(1) as pool:
+        train_local(pooled, hands, recipe, engine=pool, per_task=2, progress=False)
     assert np.allclose(history["loss"], again["loss"], rtol=1e-9)
     assert np.allclose(history["train_accuracy"], again["train_accuracy"])
     for i, net in enumerate(alone):
         fit(net, hands[i], recipe, progress=False)
-        for engine in (fused, loop):
+        for engine in (fused, loop, pooled):
             for (name, expected), found in zip(net.state_dict().items(), engine.subnet(i).state_dict().values()):
                 assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12), name
 

@@ -57,6 +57,9 @@ def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys):
         (["datasets", "fetch", "cifar"], "Did you mean 'cifar10'"),
         (["datasets", "fetch", "digits"], "is not fetched"),
         (["sweep", "missing.yaml"], "missing.yaml"),
+        (["report", "no such folder"], "there is no folder"),
+        (["report", "results/bench"], "there are no records in results/bench"),
+        (["report", "results/quick", "--dataset", "digit"], "unknown data set 'digit'"),
     ],
 )
 def test_what_cannot_be_carried_out_is_told_in_a_sentence(arguments, told, capsys, no_download):
@@ -101,6 +104,23 @@ def test_help_shows_examples(capsys):
         main(["--help"])
     assert caught.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["datasets", "sweep", "coherent", "bench", "report", "compare", "doctor"])
+def test_each_command_shows_an_example_of_its_own(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    _, _, examples = capsys.readouterr().out.partition("examples:")
+    assert f"ddlib {command}" in examples
+
+
+def test_report_draws_tables_and_figures_from_records(tmp_path, capfd):
+    plan = ["--plan", "notebooks/plans/quick.yaml", "--dataset", "digits"]
+    assert main(["report", "results/quick", *plan, "--output", str(tmp_path)]) == 0
+    claims = pd.read_csv(tmp_path / "claims.csv")
+    assert {"C1", "C2", "C3", "C5", "C6"} <= set(claims["claim"])
+    assert (tmp_path / "figures" / "accuracy_over_cost.png").exists()
+    assert "7 records" in capfd.readouterr().out
 
 
 def test_doctor_says_what_a_bug_report_needs(capsys):
