@@ -148,13 +148,24 @@ def report(options: argparse.Namespace) -> int:
 
     checks.one_of("data set", options.dataset, sets.DATASETS)
     checks.one_of("backbone", options.backbone, backbones.BACKBONES)
-    folders = " ".join(options.folders) or "results/cifar10 results/small results/channels"
+    folders = [str(Path(f).absolute()) for f in options.folders] or [
+        "results/cifar10",
+        "results/small",
+        "results/channels",
+    ]
+    if any(" " in folder for folder in folders):
+        raise ValueError(f"a folder of records cannot have a space in its path, got {folders}.")
     found = reporting.read(folders)
     if not found:
-        raise ValueError(f"there are no records in {folders}.")
+        raise ValueError(f"there are no records in {', '.join(folders)}.")
     output = files.writable_folder(options.output)
     notebook = files.project_folder() / "notebooks" / "05_report.ipynb"
-    given = {"folders": folders, "plan": options.plan, "dataset": options.dataset, "backbone": options.backbone}
+    given = {
+        "folders": " ".join(folders),
+        "plan": options.plan,
+        "dataset": options.dataset,
+        "backbone": options.backbone,
+    }
     executed = output / "report.ipynb"
     try:
         papermill.execute_notebook(

@@ -24,7 +24,7 @@ class Checkpoint:
 
         Raises:
             files.DamagedFile: the file is not what was written; it is set aside.
-            ValueError: it belongs to another training.
+            ValueError: it was made by another recipe.  Other images or windows are the caller's to tell apart.
             OSError: its folder cannot be written.
         """
         saved = self.read(recipe)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter
 
-from .plots import PARTS, STYLE, WINDOWS
+from .plots import OTHER, PARTS, STYLE, WINDOWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
     """
     shown = costs.dropna(subset=[by])
     for strategy, rows in shown.groupby("strategy", sort=False):
-        colour, marker = STYLE[strategy]
+        colour, marker = STYLE.get(strategy, OTHER)
         filled = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 7}
         ax.plot(rows[by], 100 * rows["test_accuracy"], label=strategy, **filled)
     front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}

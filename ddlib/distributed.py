@@ -1,6 +1,6 @@
 """The coherent model over many processes: each rank holds some subdomains and a copy of the dense network.
 
-    torchrun --standalone --nproc-per-node 2 -m ddlib coherent --config notebooks/params/coherent_digits.yaml
+    torchrun --standalone --nproc-per-node 2 -m ddlib coherent --config docs/coherent_digits.yaml
 
 All ranks see the same batches and draw the same random numbers.  Only the local probabilities travel, N·K numbers a
 sample; gradients stay where they are: the head and the loss are computed on every rank, from the same probabilities,

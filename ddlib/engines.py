@@ -53,7 +53,8 @@ def train_local(
 
     Returns:
         A row an epoch: loss and train_accuracy, means over the networks; seconds, the sum over what was trained
-        apart; and then seconds_longest, the longest of them, which is what as many workers would need.
+        apart; and, where each was trained alone, seconds_longest, those of the network that took longest in all,
+        which is what N workers would need.
 
     Raises:
         ValueError: an unknown engine (the nearest is named), or a recipe that does not fit the data or the device.
@@ -68,7 +69,8 @@ def train_local(
     engine = checks.one_of("engine", engine, ENGINES)
     if engine == "auto":
         engine = "fused" if groupable(local.backbone) else "loop"
-    parts = each if engine == "loop" else _passes(local, data, recipe)
+    begun = checkpoint is not None and Path(checkpoint).exists()  # in one pass: it goes on so
+    parts = each if engine == "loop" else [[*range(len(local))]] if begun else _passes(local, data, recipe)
     if len(parts) == 1 and engine == "fused":
         return fit(local, _images(data, parts[0]), recipe, checkpoint=checkpoint, progress=progress)
     return _gather(local, _one_by_one(local, parts, data, recipe, checkpoint, progress))
@@ -175,20 +177,26 @@ def _gather(local: LocalCNNs, trained: Iterator[Trained]) -> "pd.DataFrame":
     import pandas as pd
 
     rows: list[dict[str, float]] = []
-    for indices, part, history in trained:
+    alone = True
+    for number, (indices, part, history) in enumerate(trained):
         local.to(next(part.parameters()).device).load_part(indices, part)
         share = len(indices) / len(local)
         rows += [
-            {**row, "loss": share * row["loss"], "train_accuracy": share * row["train_accuracy"]} for row in history
+            {**row, "loss": share * row["loss"], "train_accuracy": share * row["train_accuracy"], "part": number}
+            for row in history
         ]
-    epochs = pd.DataFrame(rows).groupby("epoch")
+        alone = alone and len(indices) == 1
+    frame = pd.DataFrame(rows)
+    epochs = frame.groupby("epoch")
     joined = epochs.agg(
         loss=("loss", "sum"),
         train_accuracy=("train_accuracy", "sum"),
         rate=("rate", "first"),
         seconds=("seconds", "sum"),
-        seconds_longest=("seconds", "max"),
     )
+    if alone:
+        longest = frame[frame["part"] == frame.groupby("part")["seconds"].sum().idxmax()]
+        joined["seconds_longest"] = longest.set_index("epoch")["seconds"]
     return joined.reset_index()
 
 

@@ -1,5 +1,6 @@
 """What the predictions on the test images say: intervals, paired tests, confusion."""
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,11 @@ class PairedTest(NamedTuple):
     only_b: int
     difference: float
     p_value: float
+
+    @property
+    def error(self) -> float:
+        """Standard error of the difference, from the n test images."""
+        return math.sqrt(max(self.only_a + self.only_b - self.n * self.difference**2, 0)) / self.n
 
 
 def paired_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> PairedTest:
@@ -57,24 +63,27 @@ class Verdict(NamedTuple):
     high: float
 
 
-def verdict(differences: ArrayLike, margin: float = 0.0, confidence: float = 0.95) -> Verdict:
+def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, confidence: float = 0.95) -> Verdict:
     """Does a claim "a exceeds b by more than −margin" hold, judged by the differences a − b of n seeds (ours)?
 
     It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies at or
-    below, and is undecided otherwise; one seed decides nothing.
+    below, and is undecided otherwise; fewer than three seeds decide nothing.  `error` is the standard error that the
+    test images themselves leave (of `paired_test`): the interval is never narrower than it allows, however well seeds
+    agree.
 
     Raises:
         ValueError: no differences, or one that is not finite.
     """
-    from scipy.stats import t
+    from scipy.stats import norm, t
 
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"a verdict needs finite differences, at least one, got {values.tolist()}.")
     n, mean = len(values), float(values.mean())
-    if n == 1:
+    if n < 3:
         return Verdict("undecided", n, mean, float("-inf"), float("inf"))
     reach = float(t.ppf(0.5 + confidence / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    reach = max(reach, float(norm.ppf(0.5 + confidence / 2)) * error)
     low, high = mean - reach, mean + reach
     word = "holds" if low > -margin else "does not hold" if high <= -margin else "undecided"
     return Verdict(word, n, mean, low, high)
@@ -96,7 +105,7 @@ def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
     point = ["dataset", "backbone", "width", "grid", "overlap", "epochs"]
     if "variant" in frame and frame["variant"].any():
         point.append("variant")
-    if "record" in frame and (frame.groupby([*point, "seed", "strategy"])["record"].nunique() > 1).any():
+    if "settings" in frame and (frame.groupby([*point, "strategy"])["settings"].nunique() > 1).any():
         raise ValueError("records of different parameters (rate, batch_size, …) would share a row: choose among them.")
     seeds = 100 * frame.groupby([*point, "strategy", "seed"], sort=False)["test_accuracy"].mean()
     cells = seeds.groupby([*point, "strategy"], sort=False).agg(_mean_and_deviation)

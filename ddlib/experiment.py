@@ -161,7 +161,8 @@ class Experiment:
                 anew with its own and the new ones; one of other parameters has another name and stays.
 
         Raises:
-            ValueError: a decomposition or recipe that does not fit the images; before any training.
+            ValueError: a decomposition or recipe that does not fit the images, or images that changed since they were
+                recorded; before any training.
             OSError: the folder cannot be written; before any training.
         """
         experiment = self
@@ -169,6 +170,8 @@ class Experiment:
             folder = files.writable_folder(folder)
             known = _on_record(folder / f"{self.name}.json")
             if known is not None:
+                if reuse and "path" in DATASETS[self.dataset].options:
+                    _check_same_images(known, self.data())
                 if reuse and set(self.strategies) <= set(known.strategies):
                     return known.only(self.strategies)
                 experiment = replace(
@@ -179,10 +182,25 @@ class Experiment:
         run = Stages(experiment, data, folder if reuse else None, progress)
         provenance = records.provenance(run.device.type, choose_precision(self.precision, run.device), time.time())
         record = records.Record(self.parameters, run.rows(), run.arrays(), provenance)
-        provenance |= {"seconds": round(time.perf_counter() - clock, 3), "data": self._source()}
+        provenance |= {
+            "seconds": round(time.perf_counter() - clock, 3),
+            "data": self._source(),
+            "images": data.digest,
+            "image_shape": list(data.image_shape),
+        }
         if folder is not None:
             record.save(folder)
         return record.only(self.strategies)
+
+
+def _check_same_images(record: records.Record, data: ImageSet) -> None:
+    """A folder of one's own may have changed behind its path; data sets with a checksum cannot."""
+    was = record.provenance.get("images", data.digest)
+    if was != data.digest:
+        raise ValueError(
+            f"the images of {data.name} have changed since {record.name} was recorded ({was[:10]}, now "
+            f"{data.digest[:10]}): give another output folder, or move the record away."
+        )
 
 
 def _on_record(path: Path) -> records.Record | None:

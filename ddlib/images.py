@@ -1,7 +1,9 @@
 """An image set: uint8 images and int64 labels as tensors, a training and a test split."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,6 +53,15 @@ class ImageSet:
     classes: tuple[str, ...]
     source: dict[str, Any] | None = None
     regions: Mapping[str, Window] | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all images and labels: has what lies behind a name or a path changed?"""
+        sha = hashlib.sha256()
+        for split in (self.train, self.test):
+            for values in (split.images, split.labels):
+                sha.update(values.cpu().contiguous().numpy())
+        return sha.hexdigest()
 
     @property
     def num_classes(self) -> int:

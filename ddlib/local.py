@@ -52,13 +52,13 @@ class LocalCNNs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, *image_shape) → logits (B, N, K).
 
-        Or images of each local CNN's own, side by side (B, N·C, *image_shape): see `channels.shares`.
+        Or images of each local CNN's own, (B, N, C, *image_shape): see `channels.shares`.
         """
-        if x.shape[1] != len(self) * self.in_channels or len(self) == 1:
+        if x.ndim == len(self.decomposition.image_shape) + 2:
             windows = self.decomposition.cut(x)
         else:
-            own = x.unflatten(1, (len(self), self.in_channels)).unbind(1)
-            windows = [image[(..., *window)] for image, window in zip(own, self.decomposition.windows, strict=True)]
+            own = zip(x.unbind(1), self.decomposition.windows, strict=True)
+            windows = [image[(..., *window)] for image, window in own]
         logits = []
         for family, network in zip(self._families, self.networks, strict=True):
             together = torch.cat([windows[i] for i in family], 1) if len(family) > 1 else windows[family[0]]

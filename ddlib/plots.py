@@ -187,7 +187,7 @@ def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
     Mean over seeds, every seed a point.
     """
     for strategy, rows in frame.groupby("strategy", sort=False):
-        colour, marker = STYLE[strategy]
+        colour, marker = STYLE.get(strategy, OTHER)
         each = rows.groupby([by, "seed"])["test_accuracy"].mean().reset_index()  # over the local CNNs
         mean = 100 * each.groupby(by)["test_accuracy"].mean()
         ax.plot(each[by], 100 * each["test_accuracy"], marker, color=colour, alpha=0.35, markersize=5)

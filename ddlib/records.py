@@ -79,6 +79,11 @@ class Record:
         return " ".join(f"{name}={self.parameters[name]}" for name in VARIANT if name in self.parameters)
 
     @property
+    def settings(self) -> str:
+        """A hash of all parameters but the seed: equal for the seeds of one point."""
+        return key({name: value for name, value in self.parameters.items() if name != "seed"})[:8]
+
+    @property
     def strategies(self) -> list[str]:
         return list(dict.fromkeys(row["strategy"] for row in self.rows))
 
@@ -107,7 +112,8 @@ class Record:
             if name.startswith("history/"):
                 _, stage, column = name.split("/")
                 stages.setdefault(stage, {})[column] = values
-        return pd.concat([pd.DataFrame(columns).assign(stage=stage) for stage, columns in stages.items()])
+        frames = [pd.DataFrame(columns).assign(stage=stage) for stage, columns in stages.items()]
+        return pd.concat(frames) if frames else pd.DataFrame(columns=["stage", "epoch", "seconds"])
 
     def predicted(self, strategy: str) -> np.ndarray:
         """Predicted class of each test image, (n,); for "local" and "sub-networks", (N, n)."""
@@ -162,11 +168,15 @@ def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
     found = load_all(source) if isinstance(source, (str, Path)) else source
     frames = [
         record.frame().assign(
-            variant=record.variant, record=record.name, stale=record.stale, commit=record.provenance["commit"][:10]
+            variant=record.variant,
+            settings=record.settings,
+            record=record.name,
+            stale=record.stale,
+            commit=record.provenance["commit"][:10],
         )
         for record in found
     ]
-    columns = [*ROW, "variant", "record", "stale", "commit"]
+    columns = [*ROW, "variant", "settings", "record", "stale", "commit"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 

@@ -4,6 +4,7 @@ Everything is drawn from records; nothing here trains.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,69 +23,73 @@ CLAIMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "C1": ("CNN-DNN beats average and vote (P1)", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
     "C2": ("transfer beats the CNN-DNN (P1)", (("transfer", "cnn-dnn"),)),
     "C3": ("coherent from scratch beats the CNN-DNN; depends on the backbone (P1)", (("coherent", "cnn-dnn"),)),
-    "C5": ("CNN-DNN can beat the global CNN (P2)", (("cnn-dnn", "global"), ("transfer", "global"))),
-    "C6": (
-        "the composed network, trained further, beats random weights at equal epochs (P3)",
-        (("channels", "global"),),
-    ),
+    "C5": ("CNN-DNN can beat the global CNN (P2)", (("cnn-dnn", "global"),)),
+    "C6": ("composed and trained on (E + E epochs) beats random weights (E epochs) (P3)", (("channels", "global"),)),
+}
+# what is trained twice, for E + E epochs, against 2·E epochs of another: the same claims at equal total epochs
+BUDGET: dict[str, tuple[tuple[str, str], ...]] = {
+    "C2": (("transfer", "cnn-dnn"), ("transfer", "coherent")),
+    "C5": (("transfer", "global"),),
+    "C6": (("channels", "global"),),
 }
 POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "variant")  # one row of a table
 
 
-def points(found: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """Records by what they have in common but the seed: `POINT`, and whatever else their parameters name."""
-    groups: dict[str, list[Record]] = {}
+def points(found: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by `Record.settings`, that is by all their parameters but the seed; every seed once."""
+    groups: dict[str, dict[int, Record]] = {}
     for record in found:
-        same = {name: value for name, value in record.parameters.items() if name != "seed"}
-        groups.setdefault(records.key(same), []).append(record)
-    return {tuple(_point(some[0]).values()): some for some in groups.values()}
+        groups.setdefault(record.settings, {})[record.parameters["seed"]] = record
+    return {settings: list(seeds.values()) for settings, seeds in groups.items()}
 
 
 def claims(found: Sequence[Record]) -> "pd.DataFrame":
     """The verdict on each claim for each point that has both strategies; differences in points of test accuracy.
 
-    Columns: claim, what, `POINT`, a, b, n seeds, difference and its 95 % interval over the seeds (low, high), verdict
-    (`evaluation.verdict`), and p, the largest over the seeds of McNemar's test on the same test images.
+    Columns: claim, what, `POINT`, a, b, n seeds, difference and its 95 % interval (low, high), verdict
+    (`evaluation.verdict`; on a part of the training images, "undecided (subset)"), and p, the largest over the seeds
+    of McNemar's test on the same test images, 1 where the seeds differ in sign.
     """
     import pandas as pd
 
     rows = []
     for claim, (what, comparisons) in CLAIMS.items():
-        for point, some in points(found).items():
+        for some in points(found).values():
             for a, b in comparisons:
-                both = [record for record in some if {a, b} <= set(record.strategies)]
+                both = [(record, record) for record in some if {a, b} <= set(record.strategies)]
                 if both:
-                    rows.append(
-                        {"claim": claim, "what": what, **dict(zip(POINT, point, strict=True))} | _compare(both, a, b)
-                    )
+                    rows.append({"claim": claim, "what": what, **_compare(both, a, b)})
     return pd.DataFrame(rows)
 
 
 def equal_budget(found: Sequence[Record]) -> "pd.DataFrame":
-    """C2 at equal total epochs: transfer after E + E epochs against CNN-DNN and coherent model after 2·E.
+    """The claims of `BUDGET` at equal total epochs: a after E + E epochs against b after 2·E.
 
-    Pairs of points that differ in `epochs` alone, by a factor of two; columns as in `claims`.
+    Pairs of records that differ in `epochs` alone, by a factor of two; columns as in `claims`.
     """
     import pandas as pd
 
+    known = {record.name: record for record in found}
     rows = []
-    grouped = points(found)
-    place = POINT.index("epochs")
-    for point, some in grouped.items():
-        longer = grouped.get((*point[:place], 2 * point[place], *point[place + 1 :]), [])
-        twice = {record.parameters["seed"]: record for record in longer}
-        for b in ("cnn-dnn", "coherent"):
-            pairs = [
-                (record, twice[record.parameters["seed"]])
-                for record in some
-                if record.parameters["seed"] in twice
-                and "transfer" in record.strategies
-                and b in twice[record.parameters["seed"]].strategies
-            ]
-            if pairs:
-                row = {"claim": "C2", "what": f"transfer (E + E epochs) beats {b} (2·E epochs)"}
-                rows.append(row | dict(zip(POINT, point, strict=True)) | _compare(pairs, "transfer", b))
+    for some in points(found).values():
+        twice = [
+            (record, known[name])
+            for record in some
+            if (name := records.record_name({**record.parameters, "epochs": 2 * record.parameters["epochs"]})) in known
+        ]
+        for claim, comparisons in BUDGET.items():
+            for a, b in comparisons:
+                both = [(one, two) for one, two in twice if a in one.strategies and b in two.strategies]
+                if both:
+                    what = f"{a} (E + E epochs) beats {b} (2·E epochs)"
+                    rows.append({"claim": claim, "what": what, **_compare(both, a, b)})
     return pd.DataFrame(rows)
+
+
+def alike(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Of the rows of `gather`, those at the most frequent width, number of epochs and variant: what a plot can join."""
+    kind = frame[["width", "epochs", "variant"]].astype(str).agg("/".join, axis=1)
+    return frame[kind == kind.mode().iloc[0]] if len(frame) else frame
 
 
 def costs(found: Iterable[Record]) -> "pd.DataFrame":
@@ -101,13 +106,16 @@ def costs(found: Iterable[Record]) -> "pd.DataFrame":
         for strategy, value in reached.items():
             spent = {how: seconds(history, strategy, how == "parallel") for how in ("one machine", "parallel")}
             seed = record.parameters["seed"]
-            rows.append({**_point(record), "seed": seed, "strategy": strategy, "test_accuracy": value, **spent})
+            same = {**_point(record), "settings": record.settings, "seed": seed}
+            rows.append({**same, "strategy": strategy, "test_accuracy": value, **spent})
     return pd.DataFrame(rows)
 
 
 def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
-    """The rows that no other row beats both in seconds and in test accuracy, by seconds."""
-    ordered = costs.dropna(subset=[by]).sort_values([by, "test_accuracy"], ascending=[True, False])
+    """The rows that no other row beats both in seconds and in test accuracy, by seconds; means over seeds."""
+    same = [column for column in (*POINT, "settings", "strategy") if column in costs]
+    means = costs.dropna(subset=[by]).groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
+    ordered = means.sort_values([by, "test_accuracy"], ascending=[True, False])
     best = ordered["test_accuracy"].cummax()
     return ordered[ordered["test_accuracy"].gt(best.shift(fill_value=-1))]
 
@@ -147,40 +155,48 @@ def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.Data
     return frame
 
 
-def read(folders: str) -> list[Record]:
-    """All records below some folders, written with spaces; relative ones lie below the project's root.
+def read(folders: str | Iterable[str | Path]) -> list[Record]:
+    """All records below some folders, each once; relative folders lie below the project's root.
+
+    Args:
+        folders: written with spaces, or a list.
 
     Raises:
         FileNotFoundError: a folder that is not there.
+        ValueError: two different records of the same parameters.
         files.DamagedFile: a record that is not what was written.
     """
-    found = []
-    for folder in map(files.resolve, folders.split()):
+    found: dict[str, Record] = {}
+    for folder in map(files.resolve, folders.split() if isinstance(folders, str) else folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}.")
-        found += records.load_all(folder)
-    return found
+        for record in records.load_all(folder):
+            if found.setdefault(record.name, record).rows != record.rows:
+                raise ValueError(f"two different records are called {record.name}; choose between their folders.")
+    return list(found.values())
 
 
 def _point(record: Record) -> dict[str, Any]:
     return {**{name: record.parameters[name] for name in POINT[:-1]}, "variant": record.variant}
 
 
-def _compare(found: Sequence[Any], a: str, b: str) -> dict[str, Any]:
-    """Records, or pairs of them (a's, b's), of several seeds."""
-    pairs = [one if isinstance(one, tuple) else (one, one) for one in found]
+def _compare(pairs: Sequence[tuple[Record, Record]], a: str, b: str) -> dict[str, Any]:
+    """Records of several seeds, with strategy a and b; mostly the same one twice."""
     tests = [
         paired_test(first.arrays["labels"], first.predicted(a).squeeze(), second.predicted(b).squeeze())
         for first, second in pairs
     ]
-    judged = verdict([100 * test.difference for test in tests])
+    differences = [100 * test.difference for test in tests]
+    judged = verdict(differences, error=100 * sum(test.error for test in tests) / len(tests))
+    subset = pairs[0][0].parameters.get("train_size") is not None
     return {
+        **_point(pairs[0][0]),
         "a": a,
         "b": b,
         "n": judged.n,
         "difference": judged.mean,
         "low": judged.low,
         "high": judged.high,
-        "verdict": judged.word,
-        "p": max(test.p_value for test in tests),
+        "verdict": "undecided (subset)" if subset else judged.word,
+        "p": max(test.p_value for test in tests) if len({np.sign(d) for d in differences}) == 1 else 1.0,
     }

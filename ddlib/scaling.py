@@ -63,13 +63,17 @@ def communication(model: CNNDNN, data: ImageSet, recipe: Recipe, ranks: Sequence
     """Both ways on this machine, over gloo: a row for each way and number of ranks.
 
     Returns:
-        way, ranks, sent (bytes that one rank sends a step, as a ring sends them; counted), expected (the same by
+        way, ranks, sent (bytes that one rank sends a step, as a ring sends them: summed over the tensors that are
+        handed to the collectives), expected (the same by
         formula), seconds (of a step, in the second epoch).
     """
     import pandas as pd
 
+    for count in ranks:
+        if recipe.batch_size % count:
+            raise ValueError(f"batch_size must be a multiple of the ranks, got {recipe.batch_size} for {count} ranks.")
     steps, rows = len(data.train) // recipe.batch_size, []
-    recipe = replace(recipe, epochs=2)
+    recipe = replace(recipe, epochs=2, device="cpu")
     batch, parameters = recipe.batch_size, count_parameters(model)
     with ExitStack() as stack:
         pools = [stack.enter_context(process_pool(1)) for _ in range(max(ranks))]
@@ -115,7 +119,9 @@ def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float
         warnings.simplefilter("ignore", FutureWarning)  # of a name that is not in all versions yet
         replica = DistributedDataParallel(whole, broadcast_buffers=False)
     replica.register_comm_hook(None, hook)
-    own = data.train.some(torch.arange(distributed.rank(), len(data.train), ranks))
+    steps = len(data.train) // recipe.batch_size  # the same on every rank
+    own = torch.arange(distributed.rank(), len(data.train), ranks)[: steps * (recipe.batch_size // ranks)]
+    own = data.train.some(own)
     share = replace(recipe, batch_size=recipe.batch_size // ranks)
     last = fit(replica, own, share, progress=False).iloc[-1]
     return sent[0] / recipe.epochs, last["seconds"]

@@ -1,5 +1,6 @@
 """The trainings and predictions behind an experiment, each made once, when it is first asked for."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -19,7 +20,7 @@ from .engines import train_local
 from .images import ImageSet, Split
 from .local import LocalCNNs
 from .model import CNNDNN, BothLevels
-from .training import Recipe, accuracy, choose_device, fit, predict, train_aggregator
+from .training import Recipe, accuracy, choose_device, choose_precision, fit, predict, train_aggregator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +48,14 @@ def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> f
     """Training time of a strategy, with all the trainings that it needs; `history` is that of a record.
 
     `parallel` counts, for networks that were trained apart, the longest alone, as N workers would need it; NaN where
-    they were trained together (fused), since none was timed alone.
+    they were trained together (fused), since none was timed alone.  Without it, NaN where ranks shared a training.
     """
     needed = STRATEGIES[strategy]
     folds = history["stage"].str.contains("fold") & ("dense network" in needed)
     own = history[history["stage"].isin(needed) | folds]
     if not parallel:
-        return float(own["seconds"].sum())
+        shared = "ranks" in own and (own["ranks"] > 1).any()
+        return float("nan") if shared else float(own["seconds"].sum())
     apart = own["stage"].str.startswith(SEVERAL)
     longest = own["seconds_longest"] if "seconds_longest" in own else own["seconds"] * float("nan")
     return float(own["seconds"].where(~apart, longest).sum(skipna=False))
@@ -70,6 +72,11 @@ class Stages:
         self.sizes: dict[str, int] = {}
         if experiment.batch_size > len(data.train):
             raise ValueError(f"batch_size {experiment.batch_size} is larger than the data: {len(data.train)} images.")
+        folds = experiment.out_of_fold or 1
+        left = len(data.train) - math.ceil(len(data.train) / folds) if folds > 1 else len(data.train)
+        if experiment.batch_size > left:
+            told = f"what {folds} folds leave to train on"
+            raise ValueError(f"batch_size {experiment.batch_size} is larger than {told}: {left} images.")
         if set(experiment.strategies) & {*CHANNELS}:
             subs = self._sub_networks()
             channels.compose(subs)  # what cannot be composed fails now, not after the training
@@ -187,14 +194,14 @@ class Stages:
         before = next((STRATEGIES[s] for s in STRATEGIES if STRATEGIES[s][-1] == stage), (stage,))
         split = "sub-networks" in before
         content = {
-            "data": [e.dataset, e.options, e.train_size, e.seed if e.train_size else None],
+            "data": self.data.digest,
             "net": [e.backbone, e.width, e.seed],
             "windows": None if stage == "global" else self.decomposition.bounds,
             "sub-networks": [e.channel_parts, e.samples] if split else None,
             "recipes": {s: asdict(e.recipe(s)) for s in {*before, stage}},
             "ours": [e.out_of_fold if len(before) > 1 or "fold" in stage else None, e.local_losses],
             "engine": e.engine,
-            "device": self.device.type,
+            "device": [self.device.type, choose_precision(e.precision, self.device), torch.__version__],
             "code": records.code_hash(),
         }
         return records.key(content)

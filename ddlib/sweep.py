@@ -17,6 +17,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -160,7 +161,7 @@ def run(
     if stale and not force:
         report(f"On record, but made by other code (--force runs them again): {', '.join(stale)}")
     todo = [point for point in plan if force or known[id(point)] == "new"]
-    results = {point.name: ("skipped", known[id(point)]) for point in plan if point not in todo}
+    results = {(point.output, point.name): ("skipped", known[id(point)]) for point in plan if point not in todo}
     threads = None if executor else max(1, (os.cpu_count() or 1) // jobs)
     own = None if executor else ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_leave_interrupts_to_us)
 
@@ -179,12 +180,14 @@ def run(
                 point = tasks[task]
                 try:
                     reason = task.result()
-                except Exception as error:  # a lost worker, say: the others go on
+                except BrokenProcessPool:  # one worker died, and the pool with it: whose fault it was, is found out
+                    reason = _alone(point, force, threads)
+                except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
                 if reason is None:
                     busy.append(point)
                     continue
-                results[point.name] = ("failed", reason) if reason else ("done", "")
+                results[point.output, point.name] = ("failed", reason) if reason else ("done", "")
                 bar.set_postfix_str(f"{point.name} {'failed' if reason else 'done'}", refresh=False)
                 bar.update()
             if busy:
@@ -199,7 +202,19 @@ def run(
         raise
     if own is not None:
         own.shutdown()
-    return pd.DataFrame([(p.name, *results[p.name]) for p in plan], columns=["point", "result", "reason"])
+    return pd.DataFrame([(p.name, *results[p.output, p.name]) for p in plan], columns=["point", "result", "reason"])
+
+
+def _alone(point: Point, force: bool, threads: int | None) -> str | None:
+    """Run a point that was lost with its pool again, in a process of its own, waiting where it must."""
+    arguments = str(point.notebook), str(point.output), point.name, point.parameters, force, threads, True
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_leave_interrupts_to_us) as own:
+        try:
+            return own.submit(run_point, *arguments).result()
+        except BrokenProcessPool:
+            return "its process died (killed, or out of memory)"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
 
 
 def _leave_interrupts_to_us() -> None:

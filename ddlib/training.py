@@ -138,7 +138,8 @@ def fit(
         images = resident.index_select(0, chosen)
         if recipe.augment:
             images = augment(images, split.flip_axes, generator)
-        return prepare(images, split, dtype)
+        x = prepare(images, split, dtype)
+        return x if split.labels.ndim == 1 else x.unflatten(1, (split.labels.shape[1], -1))  # (B, N, C, *shape)
 
     device = choose_device(recipe.device)
     resident = split.images.to(device)

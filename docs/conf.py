@@ -17,7 +17,7 @@ author = "the ddlib authors"
 version = release = ddlib.__version__
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["*.md", "notebooks/*.ipynb", "results/*.md"]
+include_patterns = ["*.md", "docs/*.md", "notebooks/*.ipynb", "results/*.md"]
 html_theme = "furo"
 html_title = "Training CNNs by domain decomposition"
 html_copy_source = html_show_sourcelink = False
@@ -30,6 +30,7 @@ nb_ipywidgets_js = {}
 PAGES = {
     "notebooks": [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
     "more": [f"results/{path.stem}" for path in sorted((ROOT / "results").glob("*.md"))]
+    + ["docs/cluster"]
     + [path.stem for path in sorted(ROOT.glob("*.md")) if path.stem != "README"],
 }
 
@@ -39,18 +40,23 @@ def toctree() -> str:
     return "".join(f"\n```{{toctree}}\n{tree}\n```\n" for tree in trees)
 
 
+def holds_tables(folder: Path) -> bool:
+    return folder != ROOT / "results" and folder.name != "figures" and any(folder.rglob("*.csv"))
+
+
 def folder_of_results(folder: Path) -> str:
     """A heading, the figures and the tables of a folder of results."""
-    parts = [f"\n\n## {folder.name}\n"]
+    name = folder.relative_to(ROOT / "results").as_posix()
+    parts = [f"\n\n{'#' * (2 + name.count('/'))} {name}\n"]
     parts += [
         f"![{p.stem}]({p.relative_to(ROOT / 'results').as_posix()})\n" for p in sorted(folder.glob("figures/*.png"))
     ]
     for path in sorted(folder.glob("*.csv")):
         table = pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False)
-        if "test_accuracy" in table:
+        if {"dataset", "strategy", "subdomain"} <= set(table):
             table = ddlib.accuracy_table(table).reset_index()
         html = table.to_html(index=False, border=0, classes="docutils", float_format="{:.4g}".format)
-        parts.append(f"**{folder.name}/{path.name}**\n\n```{{raw}} html\n{html}\n```\n")
+        parts.append(f"**{name}/{path.name}**\n\n```{{raw}} html\n{html}\n```\n")
     return "\n".join(parts)
 
 
@@ -60,7 +66,9 @@ def complete(_app, page: str, source: list[str]) -> None:
         text = re.sub(r"<!-- badges -->.*?<!-- /badges -->\n", "", source[0], flags=re.S)  # pictures from elsewhere
         source[0] = re.sub(r"\]\(results/(\w+)/?\)", r"](results/README.md#\1)", text) + toctree()
     elif page == "results/README":
-        source[0] += "".join(folder_of_results(p) for p in sorted((ROOT / "results").iterdir()) if p.is_dir())
+        source[0] += "".join(
+            map(folder_of_results, sorted(p for p in (ROOT / "results").glob("**/") if holds_tables(p)))
+        )
 
 
 def set_formula(self, node) -> None:

@@ -568,6 +568,17 @@ def test_sub_networks_on_shares_of_their_own_are_each_trained_alone(tiny):
                 assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12), name
 
 
+def test_colours_are_not_taken_for_images_of_their_own():
+    """Three local CNNs on grey images, given an image of three colours."""
+    dec = Decomposition.regions((12, 12), {f"channels {p}": [(0, 12), (0, 12)] for p in range(3)})
+    local = LocalCNNs("vgg9", dec, in_channels=1, num_classes=4, width=12).eval()
+    with pytest.raises(RuntimeError, match="channels"):
+        local(torch.zeros(2, 3, 12, 12))
+    own = torch.randn(2, 3, 1, 12, 12)
+    expected = torch.stack([local.subnet(i)(own[:, i]) for i in range(3)], 1)
+    assert torch.allclose(local(own), expected, atol=1e-6)
+
+
 def test_shares_must_be_as_many_as_networks_and_of_equal_size(tiny):
     dec = Decomposition.grid((12, 12), 2)
     local = LocalCNNs("vgg9", dec, in_channels=3, num_classes=4, width=8)

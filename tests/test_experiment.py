@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ddlib import Experiment, Record, gather, interval, records, stages
+from ddlib import Experiment, Record, experiment, gather, interval, records, stages
 from ddlib.augmentation import prepare
 from ddlib.datasets import DATASETS, Entry
 from ddlib.files import DamagedFile
@@ -324,7 +324,7 @@ def test_gather_follows_the_records(everything, saved, tmp_path):
     other.rows = [row | {"seed": 7} for row in everything.rows]
     other.save(tmp_path / "deeper" / "down")
     frame = gather(tmp_path)
-    assert list(frame) == [*records.ROW, "variant", "record", "stale", "commit"]
+    assert list(frame) == [*records.ROW, "variant", "settings", "record", "stale", "commit"]
     assert len(frame) == 20
     assert set(frame["record"]) == {everything.name, other.name}
     assert not frame["stale"].any()
@@ -344,7 +344,7 @@ def test_gather_follows_the_records(everything, saved, tmp_path):
 def test_gather_of_nothing(tmp_path):
     frame = gather(tmp_path)
     assert len(frame) == 0
-    assert list(frame) == [*records.ROW, "variant", "record", "stale", "commit"]
+    assert list(frame) == [*records.ROW, "variant", "settings", "record", "stale", "commit"]
 
 
 def test_gather_of_a_damaged_record_is_an_error(saved):
@@ -630,3 +630,37 @@ def test_local_losses_are_an_option_of_the_coherent_model():
 def test_two_classes_keep_their_scores_and_the_dense_network_its_importance(everything):
     assert not [name for name in everything.arrays if name.startswith("score/")]
     assert everything.arrays["importance"].shape == (4,)
+
+
+def test_images_that_changed_behind_their_path_are_noticed(tmp_path):
+    """Neither the record nor the weights of other images are taken for those of these."""
+    from PIL import Image
+
+    def photos(shade):
+        for kind in ("a", "b"):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            for k in range(20):
+                Image.new("L", (8, 8), shade + k + 100 * (kind == "b")).save(tmp_path / "data" / kind / f"{k}.png")
+
+    point = Experiment(
+        options=f"path={tmp_path / 'data'} size=8 grey=true",
+        **SMALL | {"dataset": "image_folder", "strategies": ("average",), "batch_size": 8},
+    )
+    photos(10)
+    first = point.record(tmp_path / "out", progress=False)
+    stages_of = {p.name for p in (tmp_path / "out" / "checkpoints").iterdir()}
+    assert point.record(tmp_path / "out", progress=False).rows == first.rows
+    photos(50)
+    experiment._loaded.cache_clear()
+    with pytest.raises(ValueError, match="images of image_folder have changed since"):
+        point.record(tmp_path / "out", progress=False)
+    (tmp_path / "out" / f"{point.name}.json").unlink()
+    again = point.record(tmp_path / "out", progress=False)
+    assert not np.array_equal(again.arrays["history/local/loss"], first.arrays["history/local/loss"])
+    assert stages_of < {p.name for p in (tmp_path / "out" / "checkpoints").iterdir()}
+
+
+def test_folds_that_leave_less_than_a_batch_are_refused_before_training(trainings):
+    with pytest.raises(ValueError, match="batch_size 40 is larger than what 2 folds leave to train on: 32"):
+        Experiment(**SMALL | {"batch_size": 40}, out_of_fold=2).run(progress=False)
+    assert not trainings

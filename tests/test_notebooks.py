@@ -76,7 +76,8 @@ def test_params_files_set_what_their_notebook_has(path: Path):
 
 
 def test_every_notebook_has_a_quick_params_file():
-    assert {notebook_of(path) for path in PARAMS if path.stem.endswith("_digits")} == set(NOTEBOOKS)
+    train = {path for path in NOTEBOOKS if path.stem != "05_report"}  # which draws from records
+    assert {notebook_of(path) for path in PARAMS if path.stem.endswith("_digits")} == train
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=named)

@@ -46,6 +46,7 @@ BESIDE = {
     ("__main__", "bench"),
     ("__main__", "doctor"),
     ("__main__", "notebook"),
+    ("__main__", "report"),
     ("__main__", "sweep"),
 }
 

@@ -36,13 +36,37 @@ def test_a_claim_is_judged_by_the_differences_of_its_seeds():
     table = report.claims(found).set_index("b")
     assert set(table["claim"]) == {"C1"}
     assert table["n"].tolist() == [3, 3]
-    expected = verdict([10, 11, 12])
+    tests = [paired_test(LABELS, r.predicted("cnn-dnn")[0], r.predicted("average")[0]) for r in found]
+    expected = verdict([10, 11, 12], error=100 * sum(test.error for test in tests) / 3)
     row = table.loc["average"]
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((11, expected.low, expected.high))
     assert row["verdict"] == "holds"
     assert table.loc["vote", "verdict"] == "does not hold"
     tests = [paired_test(LABELS, r.predicted("cnn-dnn")[0], r.predicted("vote")[0]).p_value for r in found]
     assert table.loc["vote", "p"] == max(tests)
+
+
+def test_seeds_of_other_settings_are_judged_apart_in_any_order():
+    """Learning rates are not in a table's columns: they must neither replace one another nor be mixed."""
+    many = [record({"cnn-dnn": 0.9, "average": 0.5}, seed) for seed in range(3)]
+    few = [record({"cnn-dnn": 0.1, "average": 0.9}, rate=0.05)]
+    for found in (many + few, few + many):
+        table = report.claims(found).set_index("n")
+        assert table.loc[3, "difference"] == pytest.approx(40)
+        assert table.loc[1, "difference"] == pytest.approx(-80)
+    longer = [record({"cnn-dnn": 0.5}, epochs=24, rate=0.05)]
+    assert report.equal_budget([record({"transfer": 0.9}), *longer]).empty
+    assert len(report.equal_budget([record({"transfer": 0.9}, rate=0.05), *longer])) == 1
+
+
+def test_a_part_of_the_training_images_decides_nothing():
+    found = [record({"cnn-dnn": 0.9, "average": 0.5}, seed, train_size=500) for seed in range(3)]
+    assert report.claims(found)["verdict"].tolist() == ["undecided (subset)"]
+
+
+def test_p_is_one_where_seeds_differ_in_sign():
+    found = [record({"cnn-dnn": 0.7 + 0.2 * (-1) ** seed, "average": 0.7}, seed) for seed in range(3)]
+    assert report.claims(found)["p"].item() == 1
 
 
 def test_points_of_other_parameters_are_apart_and_one_seed_is_undecided():
@@ -52,7 +76,7 @@ def test_points_of_other_parameters_are_apart_and_one_seed_is_undecided():
     table = report.claims(found)
     assert len(table) == 3
     assert table["variant"].tolist() == ["", "", "train_size=500"]
-    assert set(table["verdict"]) == {"undecided"}
+    assert table["verdict"].tolist() == ["undecided", "undecided", "undecided (subset)"]
 
 
 def test_the_equal_budget_pairs_a_point_with_one_of_twice_its_epochs():
@@ -93,7 +117,7 @@ def test_costs_on_one_machine_and_in_parallel():
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12))
 def test_nothing_on_the_pareto_front_is_beaten_and_all_else_is(pairs):
     table = pd.DataFrame(pairs, columns=["one machine", "test_accuracy"], dtype=float)
-    front = report.pareto(table)
+    front = report.pareto(table.assign(strategy=[f"{k}" for k in table.index]))[list(table)]
     for index, row in table.iterrows():
         better = (table["one machine"] <= row["one machine"]) & (table["test_accuracy"] >= row["test_accuracy"])
         beaten = better & (
@@ -123,7 +147,7 @@ def test_scores_of_two_classes():
     assert report.scores([record({"global": 0.5})]).empty
 
 
-@given(st.lists(st.floats(-20, 20), min_size=2, max_size=8), st.floats(0, 2))
+@given(st.lists(st.floats(-20, 20), min_size=3, max_size=8), st.floats(0, 2))
 def test_verdicts(differences, margin):
     found = verdict(differences, margin)
     assert found.low <= found.mean <= found.high
@@ -136,8 +160,13 @@ def test_verdicts(differences, margin):
 def test_known_verdicts():
     assert verdict([1.0, 2.0, 3.0])[2:] == pytest.approx((2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
     assert verdict([5.0]).word == "undecided"
-    assert verdict([0.0, 0.0]).word == "does not hold"
-    assert verdict([0.0, 0.0], margin=0.5).word == "holds"
+    assert verdict([5.0, 5.0]).word == "undecided"
+    assert verdict([0.0] * 3).word == "does not hold"
+    assert verdict([0.0] * 3, margin=0.5).word == "holds"
+    assert verdict([0.3] * 3).word == "holds"
+    wide = verdict([0.3] * 3, error=0.2)
+    assert wide.word == "undecided"
+    assert (wide.low, wide.high) == pytest.approx((0.3 - 0.392, 0.3 + 0.392), abs=1e-3)
     for wrong in ([], [1.0, float("nan")]):
         with pytest.raises(ValueError, match="finite differences"):
             verdict(wrong)
@@ -145,7 +174,10 @@ def test_known_verdicts():
 
 def test_folders_that_are_not_there(tmp_path):
     record({"global": 0.9}).save(tmp_path)
-    assert len(report.read(f"{tmp_path} {tmp_path}")) == 2
+    assert len(report.read(f"{tmp_path} {tmp_path}")) == 1  # read twice, counted once
+    record({"global": 0.8}).save(tmp_path / "other")
+    with pytest.raises(ValueError, match="two different records are called"):
+        report.read(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no folder"):
         report.read(str(tmp_path / "missing"))
 
