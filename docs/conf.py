@@ -66,9 +66,8 @@ def complete(_app, page: str, source: list[str]) -> None:
         text = re.sub(r"<!-- badges -->.*?<!-- /badges -->\n", "", source[0], flags=re.S)  # pictures from elsewhere
         source[0] = re.sub(r"\]\(results/(\w+)/?\)", r"](results/README.md#\1)", text) + toctree()
     elif page == "results/README":
-        source[0] += "".join(
-            map(folder_of_results, sorted(p for p in (ROOT / "results").glob("**/") if holds_tables(p)))
-        )
+        folders = sorted(p for p in (ROOT / "results").glob("**/") if holds_tables(p))
+        source[0] += "".join(map(folder_of_results, folders))
 
 
 def set_formula(self, node) -> None:

@@ -159,6 +159,22 @@ def test_a_dead_kernel_fails_its_point_alone_and_the_rerun_does_only_that(tmp_pa
     assert len(records.gather(tmp_path / "out")["record"].unique()) == 2
 
 
+def test_a_dead_worker_takes_no_other_point_with_it(tmp_path):
+    """Its pool dies with it: what was lost runs again, each in a process of its own."""
+    plan = plan_of(tmp_path, seeds=[0, 1], epochs=[20])
+    results = []
+    work = threading.Thread(target=lambda: results.append(sweep.run(plan)))
+    work.start()
+    wait_for(lambda: epochs_done(tmp_path / "out", "local"))
+    (worker,) = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    for process in (worker, *worker.children(recursive=True)):
+        process.kill()
+    work.join(300)
+    (frame,) = results
+    assert frame["result"].tolist() == ["done", "done"], frame.to_string()
+    assert sweep.table(plan)["status"].tolist() == ["on record", "on record"]
+
+
 def test_a_point_that_another_sweep_is_at_is_waited_for_while_the_others_are_done(tmp_path):
     plan = plan_of(tmp_path, seeds=[0, 1])
     first, second = (tmp_path / "out" / f"{point.name}.json" for point in plan)
