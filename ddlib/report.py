@@ -24,7 +24,7 @@ CLAIMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "C2": ("transfer beats the CNN-DNN (P1)", (("transfer", "cnn-dnn"),)),
     "C3": ("coherent from scratch beats the CNN-DNN; depends on the backbone (P1)", (("coherent", "cnn-dnn"),)),
     "C5": ("CNN-DNN can beat the global CNN (P2)", (("cnn-dnn", "global"),)),
-    "C6": ("composed and trained on (E + E epochs) beats random weights (E epochs) (P3)", (("channels", "global"),)),
+    "C6": ("composed and trained on beats random weights (E epochs) (P3)", (("channels", "global"),)),
 }
 # what is trained twice, for E + E epochs, against 2·E epochs of another: the same claims at equal total epochs
 BUDGET: dict[str, tuple[tuple[str, str], ...]] = {
