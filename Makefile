@@ -30,10 +30,10 @@ reproduce: $(READY)  ## train the quick profile, write tables and figures to a f
 	@echo "Tables, figures and executed notebooks: $(RUN)"
 	@$(BIN)/python -m ddlib compare $(RUN) results/quick
 
-test: $(READY)  ## ruff, pytest, and nbval on every notebook
+test: $(READY)  ## ruff, pytest, and nbval on every notebook; two workers with a thread each
 	$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
-	$(BIN)/pytest
-	$(BIN)/pytest --nbval notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope --nbval notebooks
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
