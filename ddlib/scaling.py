@@ -41,14 +41,15 @@ def local_training(local: LocalCNNs, data: ImageSet, recipe: Recipe, workers: Se
 
     Returns:
         A row for each number of workers, measured ones and all powers of two up to N: workers, seconds (measured, else
-        NaN; without the start of the workers), ideal (seconds that the times of the single local CNNs allow).
+        NaN; without the start of the workers, but with the images that travel to them where their set has no name),
+        ideal (seconds that the times of the single local CNNs allow).
     """
     import pandas as pd
 
     first, seconds = replace(recipe, epochs=1), {}
     for count in sorted(set(workers)):
         with process_pool(count) as pool:
-            train_local(copy.deepcopy(local), data, first, engine=pool, progress=False)  # workers start, data arrive
+            train_local(copy.deepcopy(local), data, first, engine=pool, progress=False)  # workers start
             start = time.perf_counter()
             history = train_local(copy.deepcopy(local), data, recipe, engine=pool, progress=False)
             seconds[count] = time.perf_counter() - start
