@@ -1,5 +1,7 @@
 """What several test files need: small decompositions, a backbone of one's own, comparing weights."""
 
+import signal
+
 import torch
 from torch import Tensor, nn
 
@@ -53,3 +55,8 @@ def assert_other_state(found: nn.Module, expected: nn.Module) -> None:
     """Every weight of two or more axes differs."""
     a, b = found.state_dict(), expected.state_dict()
     assert all(not torch.equal(a[key], b[key]) for key in a if a[key].ndim > 1)
+
+
+def hears_interrupts() -> None:
+    """Before a child starts: a test that itself runs in the background of a shell hands down deaf ears."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -90,7 +90,7 @@ def test_history_of_networks_trained_apart(tiny):
     assert loop["epoch"].tolist() == [1, 2]
     assert (loop["seconds_longest"] > 0).all()
     assert (loop["seconds"] > loop["seconds_longest"]).all()
-    assert (loop["seconds"] <= 4 * loop["seconds_longest"] + 1e-9).all()
+    assert loop["seconds"].sum() <= 4 * loop["seconds_longest"].sum() + 1e-9  # of the longest in all
 
 
 def test_auto_is_fused_for_what_can_be_grouped(tiny):

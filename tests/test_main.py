@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from helpers import hears_interrupts
 
 from ddlib import doctor
 from ddlib.__main__ import main
@@ -162,7 +163,9 @@ def interrupt(arguments: list[str], begun, **environment: str) -> str:
     """Start a command, interrupt it once `begun()`, hold it to the promise of a clean end; what it told."""
     command = [sys.executable, "-m", "ddlib", *arguments]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True, **pipe)
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, start_new_session=True, preexec_fn=hears_interrupts, **pipe
+    )
     try:
         end = time.monotonic() + 120
         while not begun(process):

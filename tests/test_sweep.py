@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import hears_interrupts
 
 from ddlib import records, sweep
 from ddlib.__main__ import main
@@ -112,7 +113,7 @@ def test_an_interrupted_sweep_ends_at_once_and_goes_on_to_the_same_record(tmp_pa
         (tmp_path / name).mkdir()
         paths.append(plan_file(tmp_path / name, f"{longer}, grids: [2x2]"))
     command = [sys.executable, "-m", "ddlib", "sweep", str(paths[0])]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears_interrupts)
     checkpoints = tmp_path / "interrupted" / "out" / "checkpoints"
     for _ in range(2400):
         if list(checkpoints.glob("local-*.pt")):
