@@ -52,8 +52,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         cut = abs(mood) if isinstance(mood, int) else len(data)
+        house.sent += len(data[start : start + cut])  # before the reader has it, who asks at once
         self.wfile.write(data[start : start + cut])
-        house.sent += len(data[start : start + cut])
         self.close_connection = True
 
     def log_message(self, *_):
