@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import checks
+from .allocator import memory_kept
 from .augmentation import augment, memory_format, prepare
 from .backbones import Backbone
 from .checkpoints import Checkpoint
@@ -190,7 +191,7 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), autocast(first.device, precision, first.dtype):
+        with torch.no_grad(), autocast(first.device, precision, first.dtype), memory_kept():
             batches = (
                 softmax(model(prepare(images.to(first.device), split, first.dtype))).cpu()
                 for images in split.images.split(batch_size)
@@ -232,7 +233,7 @@ def _optimise(
     history = [] if checkpoint is None else checkpoint.load(model, optimizer, asdict(recipe))
     title = progress if isinstance(progress, str) else type(model).__name__
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
-    with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
+    with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar, memory_kept():
         for epoch in range(len(history), recipe.epochs):
             start, generator = time.perf_counter(), seeded(recipe.seed, epoch)
             order = torch.randperm(len(labels), generator=generator).to(device)
