@@ -11,8 +11,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
