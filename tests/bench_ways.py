@@ -7,10 +7,9 @@ they share nothing.  Rates are medians over repeats, ratios are within one run.
 """
 
 import copy
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,25 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddlib import bench, training
+from ddlib.allocator import memory_kept
 from ddlib.augmentation import prepare
 from ddlib.engines import process_pool, train_local
 from ddlib.files import write_atomically
 from ddlib.local import LocalCNNs
 from ddlib.training import autocast, choose_device, cross_entropy
 
-REPEATS, STEPS = 5, 6
+REPEATS, STEPS = 5, 12
 RATE = 0.01
-
-
-def rate(run: Callable[[], None], images: int) -> float:
-    """Images per second: the median over repeats, after a warm-up."""
-    run()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return images / statistics.median(times)
 
 
 def steps(forward: Callable[[], Tensor], weights: list[Tensor]) -> Callable[[], None]:
@@ -112,45 +101,65 @@ def ways(setting: bench.Setting) -> pd.DataFrame:
     def one_by_one() -> Tensor:
         return sum(F.cross_entropy(net(w).float(), labels) for net, w in zip(nets, windows, strict=True))
 
+    def in_bf16(run: Callable[[], None]) -> Callable[[], None]:
+        def run_so() -> None:
+            with cast:
+                run()
+
+        return run_so
+
     own = [p for net in nets for p in net.parameters()]
     tried = {
         "grouped convolutions (ddlib)": steps(loss_of(local), list(local.parameters())),
         "one after another": steps(within(one_by_one), own),
         "im2col and batched matrix product": steps(loss_of(matrix), list(matrix.parameters())),
         "grouped, torch.compile": steps(loss_of(compiled), list(compiled.parameters())),
-        "torch.func.vmap": vmapped(local, windows, labels),
+        "torch.func.vmap": in_bf16(vmapped(local, windows, labels)),
         "torch.func.vmap, fp32": vmapped(local, windows, labels),
     }
-    rows = []
-    for name, run in tried.items():
-        try:
-            with cast if name == "torch.func.vmap" else torch.autocast(device.type, enabled=False):
-                rows.append({"way": name, "images_per_second": rate(run, STEPS * setting.batch_size)})
-        except Exception as error:  # no compiler, say: that is a result as well
-            rows.append({"way": name, "note": f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"})
+    with memory_kept():
+        of_steps = compared(tried, STEPS * setting.batch_size)
     recipe = replace(setting.recipe(bench.BEST), epochs=3)
-    whole = {"grouped convolutions (ddlib), epochs": "fused"}
-    if device.type == "cpu" and torch.get_num_threads() > 1:
-        whole[f"{torch.get_num_threads()} processes with one thread each, epochs"] = process_pool(
-            torch.get_num_threads()
-        )
-    unkept = "grouped convolutions, memory handed back (allocator.py), epochs"
-    whole[unkept] = "fused"
-    for name, engine in whole.items():
-        train_local(copy.deepcopy(local), data, replace(recipe, epochs=1), engine=engine, progress=False)  # start-up
-        run = lambda engine=engine: train_local(copy.deepcopy(local), data, recipe, engine=engine, progress=False)  # noqa: E731
-        with patch.object(training, "memory_kept", nullcontext) if name == unkept else nullcontext():
-            rows.append({"way": name, "images_per_second": rate(run, 3 * len(data.train))})
-    frame = pd.DataFrame(rows).assign(parts="x".join(map(str, setting.parts)))
-    usual = frame["images_per_second"].where(frame["way"].str.contains("ddlib")).ffill()
-    known = [i for i, way in enumerate(frame["way"]) if "epochs" in way]
-    usual.iloc[: known[0]] = frame["images_per_second"].iloc[0]
-    return frame.assign(ratio=(frame["images_per_second"] / usual).round(2))
+
+    def epochs(engine: str | Executor) -> Callable[[], None]:
+        return lambda: train_local(copy.deepcopy(local), data, recipe, engine=engine, progress=False)
+
+    def handed_back() -> None:
+        with patch.object(training, "memory_kept", nullcontext):
+            epochs("fused")()
+
+    whole = {"grouped convolutions (ddlib), epochs": epochs("fused")}
+    whole["grouped convolutions, memory handed back, epochs"] = handed_back
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads > 1:
+        whole[f"{threads} processes with a thread each, epochs"] = epochs(process_pool(threads))
+    return pd.concat([of_steps, compared(whole, recipe.epochs * len(data.train))]).assign(
+        parts="x".join(map(str, setting.parts))
+    )
+
+
+def compared(tasks: dict[str, Callable[[], None]], images: int) -> pd.DataFrame:
+    """Images per second of each, and its ratio to the first."""
+    notes = {}
+    for name, task in tasks.items():
+        try:
+            task()
+        except Exception as error:  # no compiler, say: that is a result as well
+            notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
+    taken = bench.compare({name: task for name, task in tasks.items() if name not in notes}, REPEATS)
+    rates = {name: images / seconds for name, seconds in taken.items()}
+    first = rates[next(iter(tasks))]
+    rows = [
+        {"way": name, "images_per_second": round(rates[name]), "ratio": round(rates[name] / first, 2)}
+        if name in rates
+        else {"way": name, "note": notes[name]}
+        for name in tasks
+    ]
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
     table = pd.concat([ways(bench.Setting(parts=parts)) for parts in ((2, 2), (4, 4))], ignore_index=True)
-    table["images_per_second"] = table["images_per_second"].round()
     print(table.to_string(index=False))
     if len(sys.argv) > 1:
         write_atomically(Path(sys.argv[1]), table.to_csv(index=False))
