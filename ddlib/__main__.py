@@ -118,7 +118,6 @@ def read_config(path: str) -> dict[str, Any]:
 
 def bench(options: argparse.Namespace) -> int:
     import pandas as pd
-    import yaml
 
     from . import bench as benching
     from . import files
@@ -133,9 +132,8 @@ def bench(options: argparse.Namespace) -> int:
     for name, table in tables.items():
         with pd.option_context("display.width", 200, "display.max_columns", 20, "display.precision", 3):
             print(f"\n{name}\n{table.to_string(index=False)}")
-        if folder:
-            files.write_atomically(folder / f"{name}.csv", table.to_csv(index=False))
-            files.write_atomically(folder / "provenance.yaml", yaml.safe_dump(facts))
+    if folder:
+        benching.save(folder, facts, **tables)
     return 0
 
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from .aggregation import DenseAggregator
 from .backbones import Backbone, GroupedLinear, build
 from .decomposition import Decomposition
 from .engines import train_local
+from .files import write_atomically
 from .images import ImageSet, image_set
 from .local import LocalCNNs
 from .model import CNNDNN
@@ -287,6 +289,15 @@ def machine() -> dict[str, Any]:
     device = choose_device()
     facts = provenance(device.type, choose_precision("auto", device), time.time())
     return facts | {"ceiling": {p: round(ceiling(p), 1) for p in ("fp32", "bf16")}}
+
+
+def save(folder: Path, facts: dict[str, Any], **tables: "pd.DataFrame") -> None:
+    """Write NAME.csv for each table, and provenance.yaml: the machine, the commit, the repeats."""
+    import yaml
+
+    for name, table in tables.items():
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False))
+    write_atomically(folder / "provenance.yaml", yaml.safe_dump(facts))
 
 
 def _plain_coherent(model: CNNDNN) -> nn.Module:

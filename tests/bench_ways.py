@@ -3,24 +3,24 @@
     python tests/bench_ways.py results/bench/ways.csv
 
 A step is forward, backward and plain SGD on a batch that is there already; processes are timed on whole epochs, since
-they share nothing.  Rates are medians over repeats, ratios are within one run.
+they share nothing.  Rates are medians over repeats in turn, ratios are to the first of the same kind.
 """
 
 import copy
+import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import Executor
-from contextlib import nullcontext
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from unittest.mock import patch
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddlib import bench, training
+from ddlib import bench
 from ddlib.allocator import memory_kept
 from ddlib.augmentation import prepare
 from ddlib.engines import process_pool, train_local
@@ -121,21 +121,25 @@ def ways(setting: bench.Setting) -> pd.DataFrame:
         of_steps = compared(tried, STEPS * setting.batch_size)
     recipe = replace(setting.recipe(bench.BEST), epochs=3)
 
-    def epochs(engine: str | Executor) -> Callable[[], None]:
-        return lambda: train_local(copy.deepcopy(local), data, recipe, engine=engine, progress=False)
+    def epochs(engine: str | Executor, per_task: int = 1) -> Callable[[], None]:
+        return lambda: train_local(
+            copy.deepcopy(local).cpu(), data, recipe, engine=engine, per_task=per_task, progress=False
+        )
 
-    def handed_back() -> None:
-        with patch.object(training, "memory_kept", nullcontext):
-            epochs("fused")()
-
-    whole = {"grouped convolutions (ddlib), epochs": epochs("fused")}
-    whole["grouped convolutions, memory handed back, epochs"] = handed_back
-    threads = torch.get_num_threads()
-    if device.type == "cpu" and threads > 1:
+    whole, threads = {"grouped convolutions (ddlib), epochs": epochs("fused")}, torch.get_num_threads()
+    if device.type == "cpu":
+        usual = ProcessPoolExecutor(1, get_context("spawn"), usual_allocator, (threads,))
+        whole["in a process of its own, epochs"] = epochs(process_pool(1, threads), len(local))
+        whole["in a process of its own, without allocator.py, epochs"] = epochs(usual, len(local))
         whole[f"{threads} processes with a thread each, epochs"] = epochs(process_pool(threads))
     return pd.concat([of_steps, compared(whole, recipe.epochs * len(data.train))]).assign(
         parts="x".join(map(str, setting.parts))
     )
+
+
+def usual_allocator(threads: int) -> None:
+    os.environ["MALLOC_ARENA_MAX"] = "8"  # ddlib leaves the allocator alone where any of these is set
+    torch.set_num_threads(threads)
 
 
 def compared(tasks: dict[str, Callable[[], None]], images: int) -> pd.DataFrame:

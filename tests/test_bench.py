@@ -2,8 +2,10 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 
 import ddlib
 from ddlib import bench
@@ -62,3 +64,10 @@ def test_tables_have_their_columns():
 def test_an_unknown_profile_is_refused(profile, told):
     with pytest.raises(ValueError, match=told):
         bench.settings(profile)
+
+
+def test_tables_are_kept_with_their_provenance(tmp_path):
+    table = pd.DataFrame({"N": [4, 16], "global": [1.0, 0.5]})
+    bench.save(tmp_path, {"device": "CPU", "repeats": 3}, training_time=table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "training_time.csv"), table)
+    assert yaml.safe_load((tmp_path / "provenance.yaml").read_text()) == {"device": "CPU", "repeats": 3}
