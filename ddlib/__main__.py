@@ -146,11 +146,7 @@ def report(options: argparse.Namespace) -> int:
 
     checks.one_of("data set", options.dataset, sets.DATASETS)
     checks.one_of("backbone", options.backbone, backbones.BACKBONES)
-    folders = [str(Path(f).absolute()) for f in options.folders] or [
-        "results/cifar10",
-        "results/small",
-        "results/channels",
-    ]
+    folders = [str(Path(f).absolute()) for f in options.folders] or list(reporting.FOLDERS)
     if any(" " in folder for folder in folders):
         raise ValueError(f"a folder of records cannot have a space in its path, got {folders}.")
     found = reporting.read(folders)
@@ -163,6 +159,7 @@ def report(options: argparse.Namespace) -> int:
         "plan": options.plan,
         "dataset": options.dataset,
         "backbone": options.backbone,
+        "published": options.published,
     }
     executed = output / "report.ipynb"
     try:
@@ -260,6 +257,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--dataset", default="cifar10", help="of the plots (default cifar10)")
     command.add_argument("--backbone", default="vgg9", help="of the plots (default vgg9)")
+    command.add_argument(
+        "--published", default="results/published.csv", help="accuracies copied from the papers, to show beside ours"
+    )
     command.set_defaults(run=report)
 
     command = commands.add_parser("compare", help="hold the tables of a run against committed ones")

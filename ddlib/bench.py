@@ -42,6 +42,7 @@ class Setting:
 
     shape: tuple[int, ...] = (32, 32)
     parts: tuple[int, ...] = (2, 2)
+    overlap: int = 0
     backbone: str = "vgg9"
     width: int = 32
     channels: int = 3
@@ -58,7 +59,7 @@ class Setting:
         return image_set("random", (images, labels), (images[:10], labels[:10]), tuple("abcdefghij"), flips)
 
     def local(self) -> LocalCNNs:
-        decomposition = Decomposition.grid(self.shape, self.parts)
+        decomposition = Decomposition.grid(self.shape, self.parts, self.overlap)
         return LocalCNNs(self.backbone, decomposition, in_channels=self.channels, num_classes=10, width=self.width)
 
     def network(self) -> nn.Module:
@@ -199,8 +200,9 @@ def engines(settings: Sequence[Setting], repeats: int = 3, dataloader: bool = Tr
 
 
 def _engines(s: Setting, best: str, top: dict[str, float], repeats: int, dataloader: bool) -> list[dict[str, Any]]:
-    data, windows, whole = s.data(), Decomposition.grid(s.shape, s.parts).windows, [(slice(None),) * len(s.shape)]
+    data, whole = s.data(), [(slice(None),) * len(s.shape)]
     local, network, model = s.local(), s.network(), CNNDNN(s.local(), DenseAggregator(math.prod(s.parts), 10))
+    windows = local.decomposition.windows
     nets, plain, coherent = [local.subnet(i) for i in range(len(local))], s.network(), _plain_coherent(model)
     fast, slow = s.recipe(BEST), s.recipe(FP32)
 
@@ -270,7 +272,9 @@ def _training_time(s: Setting, repeats: int) -> dict[str, Any]:
     return {
         "images": "×".join(map(str, s.shape)),
         "grid": "×".join(map(str, s.parts)),
+        "overlap": s.overlap,
         "backbone": s.backbone,
+        "width": s.width,
         "N": len(local),
         "global": taken["global"],
         "longest local": max(apart),
@@ -319,8 +323,8 @@ class _PlainCoherent(nn.Module):
 def settings(profile: str = "full", images: int = 1536) -> list[Setting]:
     """What the training-time table is measured on.
 
-    "quick" is 2×2 and 4×4 on CIFAR-10-sized images, `images` of them; "full" adds 8×8, images of 160×160, and
-    volumes of 32×32×16.
+    "quick" is 2×2 and 4×4 on CIFAR-10-sized images, `images` of them; "full" adds 8×8, images of 160×160, volumes of
+    32×32×16, and on the small images overlap and ResNet20.
     """
     checks.one_of("profile", profile, ("quick", "full"))
     checks.whole("images", images, 128)
@@ -329,5 +333,8 @@ def settings(profile: str = "full", images: int = 1536) -> list[Setting]:
         return small[:2]
     large = [Setting((160, 160), (k, k), images=96, batch_size=16) for k in (2, 4, 8)]
     thirds = [(2, 2, 1), (4, 4, 1), (4, 4, 2)]
-    volumes = [Setting((32, 32, 16), parts, "cnn3d", channels=1, images=128, batch_size=16) for parts in thirds]
-    return small + large + volumes
+    volume = Setting((32, 32, 16), backbone="cnn3d", channels=1, images=128, batch_size=16)
+    volumes = [replace(volume, parts=parts) for parts in thirds]
+    wider = [replace(s, overlap=4) for s in small[:2]]
+    deeper = [replace(s, backbone="resnet20", width=8) for s in small[:2]]
+    return small + large + volumes + wider + deeper

@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from .plots import OTHER, PARTS, STYLE, WINDOWS
@@ -24,9 +26,10 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
         ax.plot(rows[by], 100 * rows["test_accuracy"], label=strategy, **filled)
     front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
     ax.step(pareto[by], 100 * pareto["test_accuracy"], label="Pareto front", **front)
-    for _, row in pareto.drop_duplicates(["grid", "overlap"], keep="last").iterrows():
-        label = f"{row['grid'].replace('x', '×')}, δ={row['overlap']}" if row["strategy"] != "global" else "global"
-        ax.annotate(label, (row[by], 100 * row["test_accuracy"]), (3, 5), textcoords="offset points", fontsize=7)
+    cuts = pareto["grid"].str.replace("x", "×") + ", δ=" + pareto["overlap"].astype(str)
+    named = pareto.assign(place=cuts.mask(pareto["strategy"] == "global", "global"))
+    for _, row in named.drop_duplicates("place", keep="last").iterrows():
+        ax.annotate(row["place"], (row[by], 100 * row["test_accuracy"]), (3, 5), textcoords="offset points", fontsize=7)
     workers = "a worker for each local CNN" if by == "parallel" else "on one machine"
     ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
     for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
@@ -34,14 +37,17 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
 
 
 def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
-    """Training speed-up over the global CNN against the number of subdomains, with the ideals N² and N."""
-    for k, (images, rows) in enumerate(times.groupby("images", sort=False)):
-        colour, marker = WINDOWS[k % len(WINDOWS)], "osD^"[k % 4]
-        options = {"color": colour, "marker": marker, "markersize": 7}
-        ax.plot(rows["N"], rows["parallel speed-up"], "-", label=f"{images}, N workers", **options)
-        ax.plot(
-            rows["N"], rows["one-machine speed-up"], "--", label=f"{images}, one machine", fillstyle="none", **options
-        )
+    """Training speed-up over the global CNN against the number of subdomains, with the ideals N² and N.
+
+    Columns of `times`: those of `bench.training_time`; decompositions with overlap are left out.
+    """
+    times = times[times["overlap"] == 0]
+    for k, ((images, backbone), rows) in enumerate(times.groupby(["images", "backbone"], sort=False)):
+        options = {"color": WINDOWS[k % len(WINDOWS)], "marker": "osD^"[k % 4], "markersize": 7}
+        label = f"{images}, {backbone}"
+        ax.plot(rows["N"], rows["parallel speed-up"], "-", label=f"{label}, N workers", **options)
+        options |= {"label": f"{label}, one machine", "fillstyle": "none"}
+        ax.plot(rows["N"], rows["one-machine speed-up"], "--", **options)
     n = np.array([times["N"].min(), times["N"].max()])
     ax.plot(n, n**2, color="black", linewidth=1, label="ideal with N workers: N²")
     ax.plot(n, n, "--", color="black", linewidth=1, label="ideal on one machine: N")
@@ -118,3 +124,44 @@ def communication(ax: Axes, traffic: "pd.DataFrame", title: str = "") -> None:
     ax.set_xticks(counts, counts)
     ax.minorticks_off()
     ax.legend(fontsize=8)
+
+
+def verdicts(judged: "pd.DataFrame") -> Figure:
+    """Mean differences in test accuracy with their 95 % intervals: a panel a comparison, a row a point.
+
+    Columns: those of `report.claims`.  Filled where the claim holds, crossed where it does not, empty if undecided.
+    """
+    kinds = judged[["claim", "what", "a", "b"]].drop_duplicates()
+    names = _point_names(judged)
+    rows = {name: y for y, name in enumerate(dict.fromkeys(names))}
+    size = (2.6 + 1.9 * len(kinds), 1.5 + 0.26 * len(rows))
+    figure, axes = plt.subplots(1, len(kinds), figsize=size, squeeze=False, sharey=True)
+    looks = {"holds": ("#009E73", "o", "full"), "does not hold": ("#D55E00", "X", "full")}
+    for ax, kind in zip(axes[0], kinds.to_dict("records"), strict=True):
+        for index, row in judged[(judged[list(kind)] == list(kind.values())).all(axis=1)].iterrows():
+            colour, marker, filled = looks.get(row["verdict"], ("#777777", "o", "none"))
+            y = rows[names[index]]
+            ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
+            ax.plot(row["difference"], y, marker=marker, color=colour, fillstyle=filled, markersize=6)
+        ax.axvline(0, color="black", linewidth=0.8)
+        longer = "2·E" in kind["what"]
+        title = f"{kind['claim']}: {kind['a']}{' (E + E)' * longer}\nagainst {kind['b']}{' (2·E)' * longer}"
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("points")
+        ax.grid(True, axis="x", alpha=0.3)
+    axes[0, 0].set_yticks(range(len(rows)), rows)
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.suptitle("● holds    ✖ does not hold    ○ undecided", x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _point_names(judged: "pd.DataFrame") -> "pd.Series":
+    """What tells the rows apart, in words: epochs and options only where points differ in them alone."""
+    point = ["dataset", "backbone", "grid", "overlap"]
+    varied = [name for name in ("epochs", "variant") if (judged.groupby(point)[name].nunique() > 1).any()]
+    told = judged["dataset"] + ", " + judged["backbone"] + ", " + judged["grid"].str.replace("x", "×")
+    told = told + judged["overlap"].map(lambda overlap: f", δ = {overlap}" if overlap else "")
+    for name in varied:
+        unit = " epochs" if name == "epochs" else ""
+        told = told + judged[name].map(lambda value, unit=unit: f", {value}{unit}" if value else "")
+    return told

@@ -54,13 +54,14 @@ def paired_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> PairedTest:
 
 
 class Verdict(NamedTuple):
-    """On a claim, from n paired differences: their mean, its 95 % interval (Student's t), and the word."""
+    """On a claim, from n paired differences: their mean, its 95 % interval (Student's t), the word, and the p-value."""
 
     word: str
     n: int
     mean: float
     low: float
     high: float
+    p_value: float
 
 
 def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, confidence: float = 0.95) -> Verdict:
@@ -69,7 +70,8 @@ def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, con
     It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies at or
     below, and is undecided otherwise; fewer than three seeds decide nothing.  `error` is the standard error that the
     test images themselves leave (of `paired_test`): the interval is never narrower than it allows, however well seeds
-    agree.
+    agree.  The p-value is the two-sided one of the same test: below 1 − confidence where the interval excludes −margin
+    (NaN with fewer than three seeds).
 
     Raises:
         ValueError: no differences, or one that is not finite.
@@ -81,12 +83,14 @@ def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, con
         raise ValueError(f"a verdict needs finite differences, at least one, got {values.tolist()}.")
     n, mean = len(values), float(values.mean())
     if n < 3:
-        return Verdict("undecided", n, mean, float("-inf"), float("inf"))
-    reach = float(t.ppf(0.5 + confidence / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    reach = max(reach, float(norm.ppf(0.5 + confidence / 2)) * error)
+        return Verdict("undecided", n, mean, float("-inf"), float("inf"), float("nan"))
+    spread, away = float(values.std(ddof=1) / np.sqrt(n)), abs(mean + margin)
+    sources = [(t(n - 1), spread), (norm(), error)]  # the seeds, the test images
+    reach = max(float(law.ppf(0.5 + confidence / 2)) * scale for law, scale in sources)
+    p_value = max(float(2 * law.sf(away / scale)) if scale else float(not away) for law, scale in sources)
     low, high = mean - reach, mean + reach
     word = "holds" if low > -margin else "does not hold" if high <= -margin else "undecided"
-    return Verdict(word, n, mean, low, high)
+    return Verdict(word, n, mean, low, high, p_value)
 
 
 def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Any:

@@ -114,17 +114,18 @@ def output_folder(path: str | None) -> Path | None:
 
 
 def tables_folder(folder: Path | None, name: str, frame: "pd.DataFrame") -> Path | None:
-    """Where to write the table `name` and its figures: `folder`, unless a table of other records is there.
+    """Where to write the table `name` and its figures: `folder`, unless a table is there that has other records.
 
-    That one stays, and the new one goes into a sub-folder, named by its own records.
+    That one stays, and the new one goes below `folder`/tables, named by its own records; a table that has all the
+    records of the one that is there replaces it.
     """
     import pandas as pd
 
     if folder is None:
         return None
     path = folder / f"{name}.csv"
-    if path.exists() and set(pd.read_csv(path)["record"]) != set(frame["record"]):
-        return files.writable_folder(folder / f"{name}-{key(sorted(set(frame['record'])))[:8]}")
+    if path.exists() and not set(pd.read_csv(path)["record"]) <= set(frame["record"]):
+        return files.writable_folder(folder / "tables" / f"{name}-{key(sorted(set(frame['record'])))[:8]}")
     return folder
 
 

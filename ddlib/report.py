@@ -3,21 +3,27 @@
 Everything is drawn from records; nothing here trains.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import files, records
-from .evaluation import paired_test, verdict
+from . import checks, files, records
+from .datasets import DATASETS
+from .evaluation import accuracy_table, paired_test, verdict
 from .experiment import Experiment
 from .records import Record
-from .stages import seconds
+from .stages import STRATEGIES, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# the committed records of real data; `results/quick` and `results/precision` have points of the same names
+FOLDERS = (
+    *("results/cifar10", "results/flowers", "results/nodules", "results/adrenal", "results/faces"),
+    "results/channels",
+)
 # claim → what it says, and the comparisons (a, b) of strategies on which "a is more accurate than b" is judged
 CLAIMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "C1": ("CNN-DNN beats average and vote (P1)", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
@@ -32,6 +38,9 @@ BUDGET: dict[str, tuple[tuple[str, str], ...]] = {
     "C5": (("transfer", "global"),),
     "C6": (("channels", "global"),),
 }
+# option of `Experiment` → the strategies that it is to improve
+REMEDIES = {"out_of_fold": ("cnn-dnn", "transfer"), "local_losses": ("coherent", "transfer")}
+TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
 POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "variant")  # one row of a table
 
 
@@ -46,9 +55,9 @@ def points(found: Iterable[Record]) -> dict[str, list[Record]]:
 def claims(found: Sequence[Record]) -> "pd.DataFrame":
     """The verdict on each claim for each point that has both strategies; differences in points of test accuracy.
 
-    Columns: claim, what, `POINT`, a, b, n seeds, difference and its 95 % interval (low, high), verdict
-    (`evaluation.verdict`; on a part of the training images, "undecided (subset)"), and p, the largest over the seeds
-    of McNemar's test on the same test images, 1 where the seeds differ in sign.
+    Columns: claim, what, `POINT`, a, b, n seeds, difference and its 95 % interval (low, high), p and verdict
+    (`evaluation.verdict`; on a part of the training images, "undecided (subset)"), and McNemar, the largest p over the
+    seeds of that test on the same test images, 1 where the seeds differ in sign.
     """
     import pandas as pd
 
@@ -69,21 +78,85 @@ def equal_budget(found: Sequence[Record]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    known = {record.name: record for record in found}
     rows = []
-    for some in points(found).values():
-        twice = [
-            (record, known[name])
-            for record in some
-            if (name := records.record_name({**record.parameters, "epochs": 2 * record.parameters["epochs"]})) in known
-        ]
+    for pairs in _twins(found, lambda parameters: {**parameters, "epochs": 2 * parameters["epochs"]}):
         for claim, comparisons in BUDGET.items():
             for a, b in comparisons:
-                both = [(one, two) for one, two in twice if a in one.strategies and b in two.strategies]
+                both = [(one, two) for one, two in pairs if a in one.strategies and b in two.strategies]
                 if both:
                     what = f"{a} (E + E epochs) beats {b} (2·E epochs)"
                     rows.append({"claim": claim, "what": what, **_compare(both, a, b)})
     return pd.DataFrame(rows)
+
+
+def remedies(found: Sequence[Record]) -> "pd.DataFrame":
+    """What the options of `REMEDIES` change: a strategy with the option against the same without; as in `claims`."""
+    import pandas as pd
+
+    rows = []
+    for option, strategies in REMEDIES.items():
+
+        def without(parameters: dict[str, Any], option: str = option) -> dict[str, Any] | None:
+            return {k: v for k, v in parameters.items() if k != option} if option in parameters else None
+
+        for pairs in _twins(found, without):
+            for strategy in strategies:
+                both = [pair for pair in pairs if all(strategy in record.strategies for record in pair)]
+                if both:
+                    what = f"{option} makes {strategy} more accurate"
+                    rows.append({"claim": "remedy", "what": what, **_compare(both, strategy, strategy)})
+    return pd.DataFrame(rows)
+
+
+def adjusted(judged: "pd.DataFrame", share: float = 0.05) -> "pd.DataFrame":
+    """Verdicts that allow for the number of comparisons: rows of `claims`, `equal_budget`, `remedies`, with adjusted p.
+
+    Of all rows that hold or do not hold, the expected share of false ones is at most `share` (Benjamini and Hochberg
+    1995); a row whose adjusted p is above it becomes undecided.  Intervals stay those of each row by itself.
+    """
+    from scipy.stats import false_discovery_control
+
+    counted = judged["p"].notna() & ~judged["verdict"].str.contains("subset")
+    result = judged.assign(**{"adjusted p": np.nan})
+    result.loc[counted, "adjusted p"] = false_discovery_control(judged.loc[counted, "p"])
+    result.loc[result["adjusted p"] > share, "verdict"] = "undecided"
+    return result
+
+
+def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Accuracies that a reader copied from the papers, beside ours (`frame`, of `gather`): a row for each of theirs.
+
+    The file is a CSV with the columns dataset, backbone, grid, overlap, strategy, test_accuracy (in %) and source;
+    below the project's root where the path is relative.  Ours is mean ± standard deviation over seeds (n) at the width
+    and number of epochs that it says, "not run" where there is none.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column that lacks, or a value that is not allowed, with its row.
+    """
+    import pandas as pd
+
+    columns = ["dataset", "backbone", "grid", "overlap", "strategy", "test_accuracy", "source"]
+    file = files.resolve(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}.")
+    theirs = pd.read_csv(file, dtype={"grid": str, "source": str}, comment="#")
+    if list(theirs.columns) != columns:
+        raise ValueError(f"{file.name} must have the columns {', '.join(columns)}, got {', '.join(theirs.columns)}.")
+    same = columns[:5]
+    for number, row in enumerate(theirs.to_dict("records"), 1):
+        try:
+            checks.one_of("data set", row["dataset"], DATASETS)
+            checks.one_of("strategy", row["strategy"], STRATEGIES)
+            checks.real("test_accuracy", row["test_accuracy"], 0, 100)
+            checks.whole("overlap", row["overlap"], 0)
+            Experiment(row["dataset"], row["backbone"], row["grid"], row["overlap"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file.name}, row {number}: {error}") from error
+    ours = accuracy_table(frame).stack().rename("ours, %").reset_index()
+    ours = ours.rename(columns={ours.columns[-2]: "strategy"})
+    beside = theirs.rename(columns={"test_accuracy": "published, %"}).merge(ours, "left", same)
+    return beside.astype({"width": "Int64", "epochs": "Int64"}).fillna({"ours, %": "not run"})
 
 
 def alike(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -92,17 +165,19 @@ def alike(frame: "pd.DataFrame") -> "pd.DataFrame":
     return frame[kind == kind.mode().iloc[0]] if len(frame) else frame
 
 
-def costs(found: Iterable[Record]) -> "pd.DataFrame":
+def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.DataFrame":
     """Test accuracy and seconds of training of every strategy: on one machine, and with a worker for each network.
 
-    The latter (`parallel`) is NaN where local CNNs were trained together, since none was timed alone.
+    The latter (`parallel`) counts the longest local training.  Where local CNNs were trained together none was timed
+    alone: their seconds are then scaled by longest local / fused of `times`, the training-time table
+    (`bench.training_time`), and are NaN where it lacks the decomposition.
     """
     import pandas as pd
 
     rows = []
     for record in found:
         reached = record.frame().groupby("strategy", sort=False)["test_accuracy"].mean()
-        history = record.history()
+        history = _timed_alone(record, times)
         for strategy, value in reached.items():
             spent = {how: seconds(history, strategy, how == "parallel") for how in ("one machine", "parallel")}
             seed = record.parameters["seed"]
@@ -176,8 +251,56 @@ def read(folders: str | Iterable[str | Path]) -> list[Record]:
     return list(found.values())
 
 
+def training_times(path: str | Path) -> "pd.DataFrame":
+    """The training-time table of 04_training_time, for `costs`; a relative path lies below the project's root.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column that lacks.
+    """
+    import pandas as pd
+
+    file = files.resolve(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}.")
+    times = pd.read_csv(file)
+    missing = [name for name in (*TIMED, "longest local", "fused") if name not in times]
+    if missing:
+        raise ValueError(f"{file} has no column {', '.join(missing)}: make it anew with 04_training_time.")
+    return times
+
+
 def _point(record: Record) -> dict[str, Any]:
     return {**{name: record.parameters[name] for name in POINT[:-1]}, "variant": record.variant}
+
+
+def _twins(
+    found: Sequence[Record], changed: Callable[[dict[str, Any]], dict[str, Any] | None]
+) -> list[list[tuple[Record, Record]]]:
+    """For each point, pairs (record, that of the changed parameters), a pair a seed; those that there are."""
+    known = {record.name: record for record in found}
+    groups = []
+    for some in points(found).values():
+        others = [(record, changed(record.parameters)) for record in some]
+        twins = [(record, known.get(records.record_name(other))) for record, other in others if other is not None]
+        groups.append([(record, twin) for record, twin in twins if twin is not None])
+    return [pairs for pairs in groups if pairs]
+
+
+def _timed_alone(record: Record, times: "pd.DataFrame | None") -> "pd.DataFrame":
+    """The history; where local CNNs were trained together, with seconds alone as the training-time table has them."""
+    history = record.history()
+    alone = history["seconds_longest"] if "seconds_longest" in history else history["seconds"] * np.nan
+    if times is None or "image_shape" not in record.provenance:
+        return history
+    own: dict[str, Any] = dict(record.parameters) | {
+        "images": "×".join(map(str, record.provenance["image_shape"])),
+        "grid": record.parameters["grid"].replace("x", "×"),
+    }
+    row = times[np.logical_and.reduce([times[name] == own[name] for name in TIMED])]
+    share = (row["longest local"] / row["fused"]).mean()  # NaN where there is no such row
+    together = history["stage"].str.startswith("local")
+    return history.assign(seconds_longest=alone.where(alone.notna() | ~together, history["seconds"] * share))
 
 
 def _compare(pairs: Sequence[tuple[Record, Record]], a: str, b: str) -> dict[str, Any]:
@@ -197,6 +320,7 @@ def _compare(pairs: Sequence[tuple[Record, Record]], a: str, b: str) -> dict[str
         "difference": judged.mean,
         "low": judged.low,
         "high": judged.high,
+        "p": judged.p_value,
         "verdict": "undecided (subset)" if subset else judged.word,
-        "p": max(test.p_value for test in tests) if len({np.sign(d) for d in differences}) == 1 else 1.0,
+        "McNemar": max(test.p_value for test in tests) if len({np.sign(d) for d in differences}) == 1 else 1.0,
     }

@@ -43,7 +43,7 @@ def test_skeleton(path: Path):
     assert all(cell.execution_count for cell in ran), "committed after a run of all cells"
     assert not any(cell.outputs for cell in code if cell not in ran), "widgets are for a running kernel alone"
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    assert 12 <= len(cells) <= 36
+    assert 12 <= len(cells) <= 40
     assert any(o.get("data", {}).get("image/png") for cell in code for o in cell.outputs), "at least one figure"
 
 
@@ -258,3 +258,17 @@ def test_output_folders_do_not_depend_on_the_working_directory(tmp_path: Path, m
     assert ddlib.files.resolve("results") == ROOT / "results"
     assert nb.output_folder(str(tmp_path / "new" / "folder")).is_dir()
     assert nb.output_folder(None) is None
+
+
+def test_a_table_is_replaced_only_by_one_that_has_all_its_records(tmp_path: Path):
+    one, both, other = (pd.DataFrame({"record": names}) for names in (["a"], ["a", "b"], ["c"]))
+    assert nb.tables_folder(None, "transfer", one) is None
+    assert nb.tables_folder(tmp_path, "transfer", one) == tmp_path
+    one.to_csv(tmp_path / "transfer.csv")
+    assert nb.tables_folder(tmp_path, "transfer", both) == tmp_path
+    both.to_csv(tmp_path / "transfer.csv")
+    apart = {nb.tables_folder(tmp_path, "transfer", table) for table in (one, other)}
+    assert len(apart) == 2
+    assert {folder.parent for folder in apart} == {tmp_path / "tables"}
+    assert all(folder.is_dir() for folder in apart)
+    assert nb.tables_folder(tmp_path, "aggregation", other) == tmp_path

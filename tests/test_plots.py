@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import ddlib
-from ddlib import plots
+from ddlib import curves, plots
 
 
 @pytest.fixture
@@ -65,3 +65,37 @@ def test_the_worst_confusion_is_named(ax):
 def test_strategies_differ_in_grey_by_their_markers():
     assert len({marker for _, marker in plots.STYLE.values()}) == len(plots.STYLE)
     assert len({to_rgb(colour) for colour, _ in plots.STYLE.values()}) == len(plots.STYLE)
+
+
+def test_verdicts_are_a_panel_a_comparison_and_a_row_a_point():
+    common = {"dataset": "digits", "backbone": "vgg9", "overlap": 0, "variant": "", "low": -1.0, "high": 3.0}
+    first = common | {"claim": "C1", "what": "one", "a": "cnn-dnn", "b": "vote", "difference": 1.0}
+    second = common | {"claim": "C2", "what": "other", "a": "transfer", "b": "cnn-dnn", "difference": -0.5}
+    rows = [
+        first | {"grid": "2x2", "epochs": 12, "verdict": "holds"},
+        first | {"grid": "4x4", "epochs": 12, "verdict": "does not hold"},
+        second | {"grid": "4x4", "epochs": 12, "verdict": "undecided"},
+        second | {"grid": "4x4", "epochs": 24, "verdict": "undecided"},  # told apart by its epochs
+    ]
+    figure = curves.verdicts(pd.DataFrame(rows))
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["digits, vgg9, 2×2, 12 epochs", "digits, vgg9, 4×4, 12 epochs", "digits, vgg9, 4×4, 24 epochs"]
+    drawn = [[line for line in ax.lines if len(line.get_xdata()) == 1] for ax in figure.axes]
+    assert [[marker.get_ydata()[0] for marker in panel] for panel in drawn] == [[0, 1], [1, 2]]
+    assert [marker.get_fillstyle() for panel in drawn for marker in panel] == ["full", "full", "none", "none"]
+    plt.close(figure)
+
+
+def test_speed_up_has_a_line_a_size_and_backbone_without_overlap(ax):
+    kinds = [("32×32", "vgg9", 0), ("32×32", "resnet20", 0), ("32×32", "vgg9", 4)]
+    rows = [
+        {"images": i, "backbone": b, "overlap": o, "N": n, "parallel speed-up": n, "one-machine speed-up": n / 2}
+        for i, b, o in kinds
+        for n in (4, 16)
+    ]
+    curves.speed_up(ax, pd.DataFrame(rows))
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [label for label in labels if "N workers" in label and "ideal" not in label] == [
+        "32×32, vgg9, N workers",
+        "32×32, resnet20, N workers",
+    ]

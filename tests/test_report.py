@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddlib import Experiment, Record, paired_test, report, verdict
+from ddlib import Experiment, Record, gather, paired_test, report, verdict
 from ddlib.stages import seconds
 
 LABELS = np.arange(200) % 4
@@ -43,7 +43,7 @@ def test_a_claim_is_judged_by_the_differences_of_its_seeds():
     assert row["verdict"] == "holds"
     assert table.loc["vote", "verdict"] == "does not hold"
     tests = [paired_test(LABELS, r.predicted("cnn-dnn")[0], r.predicted("vote")[0]).p_value for r in found]
-    assert table.loc["vote", "p"] == max(tests)
+    assert table.loc["vote", "McNemar"] == max(tests)
 
 
 def test_seeds_of_other_settings_are_judged_apart_in_any_order():
@@ -66,7 +66,7 @@ def test_a_part_of_the_training_images_decides_nothing():
 
 def test_p_is_one_where_seeds_differ_in_sign():
     found = [record({"cnn-dnn": 0.7 + 0.2 * (-1) ** seed, "average": 0.7}, seed) for seed in range(3)]
-    assert report.claims(found)["p"].item() == 1
+    assert report.claims(found)["McNemar"].item() == 1
 
 
 def test_points_of_other_parameters_are_apart_and_one_seed_is_undecided():
@@ -87,6 +87,98 @@ def test_the_equal_budget_pairs_a_point_with_one_of_twice_its_epochs():
     table = report.equal_budget(found).set_index("b")
     assert table["difference"].to_dict() == pytest.approx({"cnn-dnn": 10, "coherent": -5})
     assert table["n"].tolist() == [2, 2]
+
+
+def test_a_remedy_is_a_point_with_an_option_against_the_same_without():
+    plain = [record({"coherent": 0.3, "transfer": 0.9, "cnn-dnn": 0.8}, seed) for seed in range(3)]
+    both = [record({"coherent": 0.8, "transfer": 0.9}, seed, local_losses=True) for seed in range(3)]
+    folds = [record({"cnn-dnn": 0.7}, seed, out_of_fold=3) for seed in range(2)]
+    alone = [record({"cnn-dnn": 0.7}, 0, out_of_fold=3, overlap=2)]  # its twin is not on record
+    assert report.remedies(plain).empty
+    table = report.remedies(plain + both + folds + alone).set_index("what")
+    assert table["difference"].to_dict() == pytest.approx(
+        {
+            "out_of_fold makes cnn-dnn more accurate": -10,
+            "local_losses makes coherent more accurate": 50,
+            "local_losses makes transfer more accurate": 0,
+        }
+    )
+    assert table["n"].tolist() == [2, 3, 3]
+
+
+def test_many_comparisons_are_allowed_for():
+    """One that barely holds alone does not among many; p-values only grow, and keep their order."""
+    barely = record({"cnn-dnn": 0.8, "average": 0.7})
+    judged = report.claims([barely])
+    rows = [judged.assign(p=p, verdict="holds" if p < 0.05 else "undecided") for p in (0.04, 0.5, 0.6, 0.001, np.nan)]
+    rows.append(judged.assign(p=1e-9, verdict="undecided (subset)"))
+    table = report.adjusted(pd.concat(rows, ignore_index=True))
+    assert table["verdict"].tolist() == [*["undecided"] * 3, "holds", "undecided", "undecided (subset)"]
+    assert table["adjusted p"].tolist()[:4] == pytest.approx([0.08, 0.6, 0.6, 0.004])
+    assert table["adjusted p"].isna().tolist() == [False] * 4 + [True] * 2
+    alone = report.adjusted(rows[0])
+    assert alone["verdict"].item() == "holds"
+
+
+def test_published_values_stand_beside_ours(tmp_path):
+    frame = gather([record({"transfer": 0.8 + 0.01 * seed, "vote": 0.5}, seed) for seed in range(2)])
+    file = tmp_path / "published.csv"
+    head = "# copied by hand\ndataset,backbone,grid,overlap,strategy,test_accuracy,source\n"
+    file.write_text(head + "digits,vgg9,2x2,0,transfer,83.1,P1 table 2\ndigits,vgg9,8x8,0,vote,70,P1\n")
+    table = report.published(file, frame)
+    assert table["published, %"].tolist() == [83.1, 70]
+    assert table["ours, %"].tolist() == ["80.5 ± 0.7 (2)", "not run"]
+    for row, told in {
+        "digits,vgg9,2x2,0,transfer,183,P1": r"row 1: test_accuracy must be .* at most 100, got 183",
+        "digit,vgg9,2x2,0,transfer,83,P1": "unknown data set 'digit'",
+        "digits,vgg,2x2,0,transfer,83,P1": "unknown backbone 'vgg'",
+        "digits,vgg9,two,0,transfer,83,P1": "a grid is written like '2x2'",
+        "digits,vgg9,2x2,,transfer,83,P1": "overlap must be a whole number",
+        "digits,vgg9,2x2,0,ensemble,83,P1": "unknown strategy 'ensemble'",
+    }.items():
+        file.write_text(head + row + "\n")
+        with pytest.raises(ValueError, match=told):
+            report.published(file, frame)
+    file.write_text("dataset,accuracy\n")
+    with pytest.raises(ValueError, match="must have the columns dataset, backbone"):
+        report.published(file, frame)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        report.published(tmp_path / "missing.csv", frame)
+    committed = report.published("results/published.csv", frame)
+    assert committed.empty
+
+
+def test_the_training_time_table_says_what_a_local_cnn_takes_alone():
+    together = {"local": {"seconds": [8, 12], "epoch": [1, 2]}, "global": {"seconds": [50], "epoch": [1]}}
+    kept = record({"global": 0.9, "average": 0.7}, seconds_of=together)
+    kept.provenance["image_shape"] = [32, 32]
+    times = pd.DataFrame(
+        {
+            "images": "32×32",
+            "grid": "2×2",
+            "backbone": "vgg9",
+            "width": [32, 16],
+            "overlap": 0,
+            "longest local": [2.0, 9],
+        }
+    ).assign(fused=8.0)
+    table = report.costs([kept], times).set_index("strategy")
+    assert table["parallel"].to_dict() == {"global": 50, "average": 5}
+    assert table["one machine"].to_dict() == {"global": 50, "average": 20}
+    assert np.isnan(report.costs([kept], times[times["width"] == 16]).set_index("strategy").loc["average", "parallel"])
+    timed = {"local": {"seconds": [8], "seconds_longest": [3], "epoch": [1]}}
+    alone = record({"average": 0.7}, 1, seconds_of=timed)
+    alone.provenance["image_shape"] = [32, 32]
+    assert report.costs([alone], times)["parallel"].tolist() == [3]  # what was measured stays
+
+
+def test_the_training_time_table_is_checked_when_it_is_read(tmp_path):
+    assert set(report.TIMED) < set(report.training_times("results/training_time/training_time.csv"))
+    (tmp_path / "old.csv").write_text("images,grid,backbone,fused\n")
+    with pytest.raises(ValueError, match="no column overlap, width, longest local: make it anew"):
+        report.training_times(tmp_path / "old.csv")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        report.training_times(tmp_path / "missing.csv")
 
 
 def test_costs_on_one_machine_and_in_parallel():
@@ -153,12 +245,15 @@ def test_verdicts(differences, margin):
     assert found.low <= found.mean <= found.high
     assert found.mean == pytest.approx(np.mean(differences))
     assert (found.word == "holds") == (found.low > -margin)
+    assert (found.p_value < 0.05) == (not found.low <= -margin <= found.high) or found.p_value == pytest.approx(0.05)
     opposite = verdict([-d for d in differences])
     assert (found.low, found.high) == pytest.approx((-opposite.high, -opposite.low))
 
 
 def test_known_verdicts():
-    assert verdict([1.0, 2.0, 3.0])[2:] == pytest.approx((2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert verdict([1.0, 2.0, 3.0])[2:] == pytest.approx(
+        (2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5, 0.0742), abs=1e-3
+    )
     assert verdict([5.0]).word == "undecided"
     assert verdict([5.0, 5.0]).word == "undecided"
     assert verdict([0.0] * 3).word == "does not hold"
@@ -166,7 +261,8 @@ def test_known_verdicts():
     assert verdict([0.3] * 3).word == "holds"
     wide = verdict([0.3] * 3, error=0.2)
     assert wide.word == "undecided"
-    assert (wide.low, wide.high) == pytest.approx((0.3 - 0.392, 0.3 + 0.392), abs=1e-3)
+    assert (wide.low, wide.high, wide.p_value) == pytest.approx((0.3 - 0.392, 0.3 + 0.392, 0.1336), abs=1e-3)
+    assert np.isnan(verdict([5.0]).p_value)
     for wrong in ([], [1.0, float("nan")]):
         with pytest.raises(ValueError, match="finite differences"):
             verdict(wrong)
