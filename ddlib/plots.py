@@ -239,6 +239,8 @@ def convergence(ax: Axes, history: "pd.DataFrame", by: str = "epoch", title: str
             options |= {"markersize": 3, "linewidth": 1, "fillstyle": "none"}
             ax.plot(x, 100 * rows["train_accuracy"], "--", label=None if first else f"{stage}, train", **options)
     ax.set(ylabel="accuracy (%)", xlabel="epoch" if by == "epoch" else "seconds of training", title=title)
+    if by == "epoch":
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=8)
 
 
