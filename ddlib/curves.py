@@ -30,7 +30,7 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
     named = pareto.assign(place=cuts.mask(pareto["strategy"] == "global", "global"))
     for _, row in named.drop_duplicates("place", keep="last").iterrows():
         ax.annotate(row["place"], (row[by], 100 * row["test_accuracy"]), (3, 5), textcoords="offset points", fontsize=7)
-    workers = "a worker for each local CNN" if by == "parallel" else "on one machine"
+    workers = "a worker for each local CNN, all else on one" if by == "parallel" else "on one machine"
     ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
     for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
@@ -151,7 +151,10 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
         ax.grid(True, axis="x", alpha=0.3)
     axes[0, 0].set_yticks(range(len(rows)), rows)
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.suptitle("● holds    ✖ does not hold    ○ undecided", x=0.01, ha="left", fontsize=10)
+    told = (
+        "● holds    ✖ does not hold    ○ undecided, allowing for all rows of the claim; intervals of 95 % for each row"
+    )
+    figure.suptitle(told, x=0.01, ha="left", fontsize=9)
     return figure
 
 

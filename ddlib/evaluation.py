@@ -69,14 +69,15 @@ def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, con
 
     It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies at or
     below, and is undecided otherwise; fewer than three seeds decide nothing.  `error` is the standard error that the
-    test images themselves leave (of `paired_test`): the interval is never narrower than it allows, however well seeds
-    agree.  The p-value is the two-sided one of the same test: below 1 − confidence where the interval excludes −margin
-    (NaN with fewer than three seeds).
+    test images themselves leave (of `paired_test`), which all seeds share: it is added to that of the seeds, with
+    Welch and Satterthwaite's degrees of freedom, and the interval is never narrower than Student's of the seeds alone.
+    The p-value is the two-sided one of the same test: below 1 − confidence where the interval excludes −margin (NaN
+    with fewer than three seeds).
 
     Raises:
         ValueError: no differences, or one that is not finite.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -85,9 +86,11 @@ def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, con
     if n < 3:
         return Verdict("undecided", n, mean, float("-inf"), float("inf"), float("nan"))
     spread, away = float(values.std(ddof=1) / np.sqrt(n)), abs(mean + margin)
-    sources = [(t(n - 1), spread), (norm(), error)]  # the seeds, the test images
-    reach = max(float(law.ppf(0.5 + confidence / 2)) * scale for law, scale in sources)
-    p_value = max(float(2 * law.sf(away / scale)) if scale else float(not away) for law, scale in sources)
+    both = math.hypot(spread, error)
+    freedom = (n - 1) * (both / spread) ** 4 if spread else float("inf")
+    laws = [(t(n - 1), spread), (t(freedom), both)]  # the seeds alone; with the test images
+    reach = max(float(law.ppf(0.5 + confidence / 2)) * scale for law, scale in laws)
+    p_value = max(float(2 * law.sf(away / scale)) if scale else float(not away) for law, scale in laws)
     low, high = mean - reach, mean + reach
     word = "holds" if low > -margin else "does not hold" if high <= -margin else "undecided"
     return Verdict(word, n, mean, low, high, p_value)

@@ -3,6 +3,7 @@
 Everything is drawn from records; nothing here trains.
 """
 
+import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import checks, files, records
-from .datasets import DATASETS
 from .evaluation import accuracy_table, paired_test, verdict
 from .experiment import Experiment
 from .records import Record
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 # the committed records of real data; `results/quick` and `results/precision` have points of the same names
 FOLDERS = (
-    *("results/cifar10", "results/flowers", "results/nodules", "results/adrenal", "results/faces"),
-    "results/channels",
+    *("results/cifar10", "results/cifar10_resnet20", "results/flowers", "results/nodules", "results/adrenal"),
+    *("results/faces", "results/channels"),
 )
 # claim → what it says, and the comparisons (a, b) of strategies on which "a is more accurate than b" is judged
 CLAIMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "C1": ("CNN-DNN beats average and vote (P1)", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
     "C2": ("transfer beats the CNN-DNN (P1)", (("transfer", "cnn-dnn"),)),
     "C3": ("coherent from scratch beats the CNN-DNN; depends on the backbone (P1)", (("coherent", "cnn-dnn"),)),
-    "C5": ("CNN-DNN can beat the global CNN (P2)", (("cnn-dnn", "global"),)),
+    "C5": ("beats the global CNN here; P2 says that the CNN-DNN can", (("cnn-dnn", "global"), ("transfer", "global"))),
     "C6": ("composed and trained on beats random weights (E epochs) (P3)", (("channels", "global"),)),
 }
 # what is trained twice, for E + E epochs, against 2·E epochs of another: the same claims at equal total epochs
@@ -40,8 +40,10 @@ BUDGET: dict[str, tuple[tuple[str, str], ...]] = {
 }
 # option of `Experiment` → the strategies that it is to improve
 REMEDIES = {"out_of_fold": ("cnn-dnn", "transfer"), "local_losses": ("coherent", "transfer")}
+PUBLISHED = ("dataset", "backbone", "grid", "overlap", "strategy", "test_accuracy", "source")  # of the reader's file
 TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
 POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "variant")  # one row of a table
+JUDGED = ("claim", "what", *POINT, "a", "b", "n", "difference", "low", "high", "p", "verdict", "McNemar")
 
 
 def points(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -55,20 +57,21 @@ def points(found: Iterable[Record]) -> dict[str, list[Record]]:
 def claims(found: Sequence[Record]) -> "pd.DataFrame":
     """The verdict on each claim for each point that has both strategies; differences in points of test accuracy.
 
-    Columns: claim, what, `POINT`, a, b, n seeds, difference and its 95 % interval (low, high), p and verdict
-    (`evaluation.verdict`; on a part of the training images, "undecided (subset)"), and McNemar, the largest p over the
-    seeds of that test on the same test images, 1 where the seeds differ in sign.
+    Points with an option of `REMEDIES` are not the papers' and are left out.  Columns: claim, what, `POINT`, a, b,
+    n seeds, difference and its 95 % interval (low, high), p and verdict (`evaluation.verdict`; on a part of the
+    training images, "undecided (subset)"), and McNemar, the largest p over the seeds of that test on the same test
+    images, 1 where the seeds differ in sign.
     """
     import pandas as pd
 
     rows = []
     for claim, (what, comparisons) in CLAIMS.items():
-        for some in points(found).values():
+        for some in points(_plain(found)).values():
             for a, b in comparisons:
                 both = [(record, record) for record in some if {a, b} <= set(record.strategies)]
                 if both:
                     rows.append({"claim": claim, "what": what, **_compare(both, a, b)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*JUDGED])
 
 
 def equal_budget(found: Sequence[Record]) -> "pd.DataFrame":
@@ -79,14 +82,14 @@ def equal_budget(found: Sequence[Record]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for pairs in _twins(found, lambda parameters: {**parameters, "epochs": 2 * parameters["epochs"]}):
+    for pairs in _twins(_plain(found), lambda parameters: {**parameters, "epochs": 2 * parameters["epochs"]}):
         for claim, comparisons in BUDGET.items():
             for a, b in comparisons:
                 both = [(one, two) for one, two in pairs if a in one.strategies and b in two.strategies]
                 if both:
                     what = f"{a} (E + E epochs) beats {b} (2·E epochs)"
                     rows.append({"claim": claim, "what": what, **_compare(both, a, b)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*JUDGED])
 
 
 def remedies(found: Sequence[Record]) -> "pd.DataFrame":
@@ -105,30 +108,33 @@ def remedies(found: Sequence[Record]) -> "pd.DataFrame":
                 if both:
                     what = f"{option} makes {strategy} more accurate"
                     rows.append({"claim": "remedy", "what": what, **_compare(both, strategy, strategy)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*JUDGED])
 
 
-def adjusted(judged: "pd.DataFrame", share: float = 0.05) -> "pd.DataFrame":
+def adjusted(judged: "pd.DataFrame") -> "pd.DataFrame":
     """Verdicts that allow for the number of comparisons: rows of `claims`, `equal_budget`, `remedies`, with adjusted p.
 
-    Of all rows that hold or do not hold, the expected share of false ones is at most `share` (Benjamini and Hochberg
-    1995); a row whose adjusted p is above it becomes undecided.  Intervals stay those of each row by itself.
+    The family is a claim: of its rows that hold or do not hold, at most 5 % are expected to be false, where the rows
+    are independent or positively dependent (Benjamini and Hochberg 1995).  A row whose adjusted p is larger becomes
+    undecided.  Intervals stay those of each row by itself.
     """
     from scipy.stats import false_discovery_control
 
-    counted = judged["p"].notna() & ~judged["verdict"].str.contains("subset")
+    counted = judged[judged["p"].notna() & ~judged["verdict"].str.contains("subset")]
     result = judged.assign(**{"adjusted p": np.nan})
-    result.loc[counted, "adjusted p"] = false_discovery_control(judged.loc[counted, "p"])
-    result.loc[result["adjusted p"] > share, "verdict"] = "undecided"
+    for _, family in counted.groupby("claim"):
+        result.loc[family.index, "adjusted p"] = false_discovery_control(family["p"].to_numpy(float))
+    result.loc[result["adjusted p"] > 0.05, "verdict"] = "undecided"
     return result
 
 
 def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Accuracies that a reader copied from the papers, beside ours (`frame`, of `gather`): a row for each of theirs.
+    """Accuracies that a reader copied from the papers, beside ours (`frame`, of `gather`).
 
     The file is a CSV with the columns dataset, backbone, grid, overlap, strategy, test_accuracy (in %) and source;
-    below the project's root where the path is relative.  Ours is mean ± standard deviation over seeds (n) at the width
-    and number of epochs that it says, "not run" where there is none.
+    lines that start with # are comments; a relative path lies below the project's root.  Ours is mean ± standard
+    deviation over seeds (n): a row for each width, number of epochs and variant, one with "not run" where there is
+    none.  The global CNN's grid and overlap do not matter.
 
     Raises:
         FileNotFoundError: no such file.
@@ -136,27 +142,46 @@ def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    columns = ["dataset", "backbone", "grid", "overlap", "strategy", "test_accuracy", "source"]
     file = files.resolve(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}.")
-    theirs = pd.read_csv(file, dtype={"grid": str, "source": str}, comment="#")
-    if list(theirs.columns) != columns:
-        raise ValueError(f"{file.name} must have the columns {', '.join(columns)}, got {', '.join(theirs.columns)}.")
-    same = columns[:5]
-    for number, row in enumerate(theirs.to_dict("records"), 1):
+    text = [line for line in file.read_text().splitlines() if line.strip() and line[0] != "#"]
+    head, *lines = list(csv.reader(text)) or [[]]
+    if head != list(PUBLISHED):
+        raise ValueError(f"{file.name} must have the columns {', '.join(PUBLISHED)}, got {', '.join(head)}.")
+    table = accuracy_table(frame).reset_index()
+    rows = []
+    for number, line in enumerate(lines, 1):
         try:
-            checks.one_of("data set", row["dataset"], DATASETS)
-            checks.one_of("strategy", row["strategy"], STRATEGIES)
-            checks.real("test_accuracy", row["test_accuracy"], 0, 100)
-            checks.whole("overlap", row["overlap"], 0)
-            Experiment(row["dataset"], row["backbone"], row["grid"], row["overlap"])
+            row = _published_row(line)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file.name}, row {number}: {error}") from error
-    ours = accuracy_table(frame).stack().rename("ours, %").reset_index()
-    ours = ours.rename(columns={ours.columns[-2]: "strategy"})
-    beside = theirs.rename(columns={"test_accuracy": "published, %"}).merge(ours, "left", same)
-    return beside.astype({"width": "Int64", "epochs": "Int64"}).fillna({"ours, %": "not run"})
+        same = ("dataset", "backbone") if row["strategy"] == "global" else PUBLISHED[:4]
+        ours = table[np.logical_and.reduce([table[name] == row[name] for name in same])]
+        ours = ours.dropna(subset=row["strategy"]) if row["strategy"] in ours else ours[:0]
+        told = [("width", "Int64"), ("epochs", "Int64"), ("variant", str)]
+        found = ours.rename(columns={row["strategy"]: "ours, %"}).reindex(columns=[*dict(told), "ours, %"])
+        found = found.drop_duplicates().to_dict("records") or [{"ours, %": "not run"}]
+        rows += [row | one for one in found]
+    columns = [*PUBLISHED[:5], "published, %", "source", "width", "epochs", "variant", "ours, %"]
+    return pd.DataFrame(rows, columns=columns).astype({"width": "Int64", "epochs": "Int64"})
+
+
+def _published_row(fields: list[str]) -> dict[str, Any]:
+    if len(fields) != len(PUBLISHED):
+        raise ValueError(f"{len(PUBLISHED)} fields are needed, got {len(fields)}; quote a field that has a comma.")
+    row: dict[str, Any] = dict(zip(PUBLISHED, map(str.strip, fields), strict=True))
+    checks.one_of("strategy", row["strategy"], STRATEGIES)
+    for name in ("overlap", "test_accuracy"):
+        try:
+            row[name] = float(row[name])
+        except ValueError:
+            raise ValueError(f"{name} must be a number, got {row[name]!r}.") from None
+    row["published, %"] = checks.real("test_accuracy", row.pop("test_accuracy"), 0, 100)
+    if not row["overlap"].is_integer():
+        raise ValueError(f"overlap must be a whole number ≥ 0, got {row['overlap']}.")
+    point = Experiment(row["dataset"], row["backbone"], row["grid"], int(row["overlap"]))
+    return row | {"grid": point.grid, "overlap": point.overlap}
 
 
 def alike(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -182,8 +207,10 @@ def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.D
             spent = {how: seconds(history, strategy, how == "parallel") for how in ("one machine", "parallel")}
             seed = record.parameters["seed"]
             same = {**_point(record), "settings": record.settings, "seed": seed}
+            if strategy == "global":
+                same |= {"grid": "1x1", "overlap": 0, "settings": ""}
             rows.append({**same, "strategy": strategy, "test_accuracy": value, **spent})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
 
 
 def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
@@ -196,7 +223,10 @@ def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
 
 
 def scores(found: Iterable[Record]) -> "pd.DataFrame":
-    """Area under the ROC curve, in %, of each strategy on data of two classes, beside its accuracy."""
+    """Area under the ROC curve, in %, of each strategy on data of two classes, beside its accuracy.
+
+    `larger class` is the accuracy of always answering the more frequent class.
+    """
     import pandas as pd
     from sklearn.metrics import roc_auc_score
 
@@ -207,13 +237,15 @@ def scores(found: Iterable[Record]) -> "pd.DataFrame":
             if kind == "score":
                 each = [roc_auc_score(record.arrays["labels"], one) for one in np.atleast_2d(score)]
                 accuracy = (np.atleast_2d(record.predicted(strategy)) == record.arrays["labels"]).mean()
-                figures = {"AUC": 100 * float(np.mean(each)), "accuracy": 100 * float(accuracy)}
+                larger = np.bincount(record.arrays["labels"]).max() / len(record.arrays["labels"])
+                figures = {"AUC": np.mean(each), "accuracy": accuracy, "larger class": larger}
+                figures = {name: 100 * float(value) for name, value in figures.items()}
                 rows.append({**_point(record), "seed": record.parameters["seed"], "strategy": strategy, **figures})
     return pd.DataFrame(rows)
 
 
 def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.DataFrame":
-    """Each planned point: how many of its seeds are on record (by what determines the figures), or "not run"."""
+    """Each planned point: how many of its seeds are on record with all their strategies, or "not run"."""
     import pandas as pd
 
     there = {record.name: record for record in found}
@@ -222,7 +254,7 @@ def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.Data
         shown = Record(point.parameters, [], {})
         row = rows.setdefault(tuple(_point(shown).values()), {**_point(shown), "seeds asked": 0, "on record": 0})
         row["seeds asked"] += 1
-        row["on record"] += point.name in there
+        row["on record"] += point.name in there and {*point.strategies} <= {*there[point.name].strategies}
     frame = pd.DataFrame(rows.values())
     frame["state"] = np.where(
         frame["on record"] == 0, "not run", np.where(frame["on record"] < frame["seeds asked"], "partly", "complete")
@@ -272,6 +304,11 @@ def training_times(path: str | Path) -> "pd.DataFrame":
 
 def _point(record: Record) -> dict[str, Any]:
     return {**{name: record.parameters[name] for name in POINT[:-1]}, "variant": record.variant}
+
+
+def _plain(found: Iterable[Record]) -> list[Record]:
+    """Without those that have an option of `REMEDIES`."""
+    return [record for record in found if not set(REMEDIES) & set(record.parameters)]
 
 
 def _twins(

@@ -162,7 +162,8 @@ def run(
         report(f"On record, but made by other code (--force runs them again): {', '.join(stale)}")
     todo = [point for point in plan if force or known[id(point)] == "new"]
     results = {(point.output, point.name): ("skipped", known[id(point)]) for point in plan if point not in todo}
-    threads = None if executor else max(1, (os.cpu_count() or 1) // jobs)
+    given = os.environ.get("OMP_NUM_THREADS", "")  # the user's own choice stays
+    threads = None if executor or given else max(1, (os.cpu_count() or 1) // jobs)
     own = None if executor else ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_leave_interrupts_to_us)
 
     def submit(points: list[Point], wait: bool) -> dict[Future, Point]:

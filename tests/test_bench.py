@@ -71,3 +71,12 @@ def test_tables_are_kept_with_their_provenance(tmp_path):
     bench.save(tmp_path, {"device": "CPU", "repeats": 3}, training_time=table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "training_time.csv"), table)
     assert yaml.safe_load((tmp_path / "provenance.yaml").read_text()) == {"device": "CPU", "repeats": 3}
+
+
+def test_without_overlap_a_local_cnn_costs_about_one_over_n_squared():
+    """Of the whole table, which is not timed in tests; notebook 04 demands the same."""
+    for setting in bench.settings("full"):
+        work = [bench.operations(net, setting.channels, *setting.shape) for net in (setting.network(), setting.local())]
+        n = math.prod(setting.parts)
+        share = work[0] * n / work[1] / n**2
+        assert (0.4 if not setting.overlap else 0.2) < share < 1.1, setting

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddlib import Experiment, Record, gather, paired_test, report, verdict
+from ddlib import Experiment, Record, files, gather, paired_test, report, sweep, verdict
 from ddlib.stages import seconds
 
 LABELS = np.arange(200) % 4
@@ -106,46 +106,78 @@ def test_a_remedy_is_a_point_with_an_option_against_the_same_without():
     assert table["n"].tolist() == [2, 3, 3]
 
 
-def test_many_comparisons_are_allowed_for():
-    """One that barely holds alone does not among many; p-values only grow, and keep their order."""
-    barely = record({"cnn-dnn": 0.8, "average": 0.7})
-    judged = report.claims([barely])
+def test_a_remedy_is_not_the_papers_claim():
+    found = [record({"transfer": 0.9, "cnn-dnn": 0.8}, seed, out_of_fold=3) for seed in range(3)]
+    found += [record({"cnn-dnn": 0.8}, seed, out_of_fold=3, epochs=24) for seed in range(3)]
+    assert report.claims(found).empty
+    assert report.equal_budget(found).empty
+
+
+def test_many_comparisons_of_a_claim_are_allowed_for():
+    """One that barely holds alone does not among many of the same claim; p-values only grow, and keep their order."""
+    judged = report.claims([record({"cnn-dnn": 0.8, "average": 0.7})])
     rows = [judged.assign(p=p, verdict="holds" if p < 0.05 else "undecided") for p in (0.04, 0.5, 0.6, 0.001, np.nan)]
     rows.append(judged.assign(p=1e-9, verdict="undecided (subset)"))
+    rows.append(judged.assign(p=0.04, verdict="holds", claim="C2"))  # a family of its own
     table = report.adjusted(pd.concat(rows, ignore_index=True))
-    assert table["verdict"].tolist() == [*["undecided"] * 3, "holds", "undecided", "undecided (subset)"]
+    assert table["verdict"].tolist() == [*["undecided"] * 3, "holds", "undecided", "undecided (subset)", "holds"]
     assert table["adjusted p"].tolist()[:4] == pytest.approx([0.08, 0.6, 0.6, 0.004])
-    assert table["adjusted p"].isna().tolist() == [False] * 4 + [True] * 2
-    alone = report.adjusted(rows[0])
-    assert alone["verdict"].item() == "holds"
+    assert table["adjusted p"].isna().tolist() == [False] * 4 + [True] * 2 + [False]
+    nothing = report.adjusted(report.claims([record({"global": 0.9})]))
+    assert nothing.empty
+    assert set(table) == set(nothing)
 
 
 def test_published_values_stand_beside_ours(tmp_path):
-    frame = gather([record({"transfer": 0.8 + 0.01 * seed, "vote": 0.5}, seed) for seed in range(2)])
+    found = [record({"transfer": 0.8 + 0.01 * seed, "vote": 0.5, "global": 0.9}, seed) for seed in range(2)]
+    frame = gather(found + [record({"vote": 0.6, "global": 0.9}, epochs=24)])
     file = tmp_path / "published.csv"
     head = "# copied by hand\ndataset,backbone,grid,overlap,strategy,test_accuracy,source\n"
-    file.write_text(head + "digits,vgg9,2x2,0,transfer,83.1,P1 table 2\ndigits,vgg9,8x8,0,vote,70,P1\n")
+    rows = [
+        "digits,vgg9,2x2,0,transfer,83.1,P1 #2",
+        "digits,vgg9,8x8,0,vote,70,P1",
+        'digits,vgg9,2X2,0,vote,70,"P1, 3"',
+    ]
+    file.write_text(head + "\n".join([*rows, "digits,vgg9,1x1,0,global,95,P1"]) + "\n")
     table = report.published(file, frame)
-    assert table["published, %"].tolist() == [83.1, 70]
-    assert table["ours, %"].tolist() == ["80.5 ± 0.7 (2)", "not run"]
+    assert table["published, %"].tolist() == [83.1, 70, 70, 70, 95, 95]
+    ours = ["80.5 ± 0.7 (2)", "not run", "50.0 ± 0.0 (2)", "60.0", "90.0 ± 0.0 (2)", "90.0"]
+    assert table["ours, %"].tolist() == ours
+    assert table["source"].tolist() == ["P1 #2", "P1", "P1, 3", "P1, 3", "P1", "P1"]
     for row, told in {
         "digits,vgg9,2x2,0,transfer,183,P1": r"row 1: test_accuracy must be .* at most 100, got 183",
+        "digits,vgg9,2x2,0,transfer,,P1": "row 1: test_accuracy must be a number, got ''",
         "digit,vgg9,2x2,0,transfer,83,P1": "unknown data set 'digit'",
         "digits,vgg,2x2,0,transfer,83,P1": "unknown backbone 'vgg'",
         "digits,vgg9,two,0,transfer,83,P1": "a grid is written like '2x2'",
-        "digits,vgg9,2x2,,transfer,83,P1": "overlap must be a whole number",
+        "digits,vgg9,2x2,0.5,transfer,83,P1": "overlap must be a whole number ≥ 0, got 0.5",
         "digits,vgg9,2x2,0,ensemble,83,P1": "unknown strategy 'ensemble'",
+        "digits,vgg9,2x2,0,transfer,83,P1, table 2": "7 fields are needed, got 8; quote a field",
     }.items():
         file.write_text(head + row + "\n")
         with pytest.raises(ValueError, match=told):
             report.published(file, frame)
-    file.write_text("dataset,accuracy\n")
-    with pytest.raises(ValueError, match="must have the columns dataset, backbone"):
-        report.published(file, frame)
+    for wrong in ("dataset,accuracy\n", ""):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match="must have the columns dataset, backbone"):
+            report.published(file, frame)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         report.published(tmp_path / "missing.csv", frame)
-    committed = report.published("results/published.csv", frame)
-    assert committed.empty
+    assert report.published("results/published.csv", frame).empty
+
+
+def test_the_committed_report_is_that_of_the_committed_records():
+    """Of every folder that the plan writes to, too, where it is there."""
+    planned = {p.output for p in sweep.read_plan(files.resolve("notebooks/plans/cpu.yaml"))}
+    there = {folder for folder in planned if folder.is_dir() and any(folder.glob("*.json"))}
+    assert there <= {files.resolve(folder) for folder in report.FOLDERS}
+    found = report.read(report.FOLDERS)
+    judged = [report.claims(found), report.equal_budget(found), report.remedies(found)]
+    table = report.adjusted(pd.concat([part for part in judged if len(part)], ignore_index=True))
+    committed = pd.read_csv(files.resolve("results/report/claims.csv"), keep_default_na=False)
+    for column in ("claim", "dataset", "grid", "variant", "a", "b", "n", "verdict"):
+        assert committed[column].tolist() == table[column].tolist(), column
+    assert committed["difference"].tolist() == pytest.approx(table["difference"].tolist())
 
 
 def test_the_training_time_table_says_what_a_local_cnn_takes_alone():
@@ -170,6 +202,14 @@ def test_the_training_time_table_says_what_a_local_cnn_takes_alone():
     alone = record({"average": 0.7}, 1, seconds_of=timed)
     alone.provenance["image_shape"] = [32, 32]
     assert report.costs([alone], times)["parallel"].tolist() == [3]  # what was measured stays
+
+
+def test_the_global_cnn_is_one_point_for_all_grids():
+    history = {"global": {"seconds": [50], "epoch": [1]}, "local": {"seconds": [8], "epoch": [1]}}
+    found = [record({"global": 0.9, "vote": 0.7}, grid=grid, seconds_of=history) for grid in ("2x2", "4x4")]
+    table = report.costs(found)
+    assert table["strategy"].tolist() == ["global", "vote", "vote"]
+    assert table["grid"].tolist() == ["1x1", "2x2", "4x4"]
 
 
 def test_the_training_time_table_is_checked_when_it_is_read(tmp_path):
@@ -220,11 +260,15 @@ def test_nothing_on_the_pareto_front_is_beaten_and_all_else_is(pairs):
 
 
 def test_coverage_counts_the_seeds_that_are_on_record():
-    planned = [Experiment(grid=grid, seed=seed) for grid in ("2x2", "4x4", "3x3") for seed in range(2)]
+    planned = [
+        Experiment(grid=grid, seed=seed, strategies=("global",)) for grid in ("2x2", "4x4", "3x3") for seed in range(2)
+    ]
     found = [record({"global": 0.9}, seed) for seed in range(2)] + [record({"global": 0.9}, grid="4x4")]
     table = report.coverage(found, planned).set_index("grid")
     assert table["state"].to_dict() == {"2x2": "complete", "4x4": "partly", "3x3": "not run"}
     assert not report.coverage([record({"global": 0.9}, rate=0.05)], planned)["on record"].any()  # not the point asked
+    more = [replace(point, strategies=("global", "vote")) for point in planned]
+    assert set(report.coverage(found, more)["state"]) == {"not run"}  # a strategy lacks
 
 
 def test_scores_of_two_classes():
@@ -235,7 +279,7 @@ def test_scores_of_two_classes():
         "predicted/global": np.array([[0, 1, 0, 1]]),
     }
     table = report.scores([record({"global": 0.5}, arrays=arrays)])
-    assert table[["AUC", "accuracy"]].to_numpy().tolist() == [[75.0, 50.0]]
+    assert table[["AUC", "accuracy", "larger class"]].to_numpy().tolist() == [[75.0, 50.0, 50.0]]
     assert report.scores([record({"global": 0.5})]).empty
 
 
