@@ -159,8 +159,7 @@ def report(options: argparse.Namespace) -> int:
         "plan": options.plan,
         "dataset": options.dataset,
         "backbone": options.backbone,
-        "published": options.published,
-    }
+    } | ({"published": str(Path(options.published).absolute())} if options.published else {})
     executed = output / "report.ipynb"
     try:
         papermill.execute_notebook(
@@ -257,9 +256,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--dataset", default="cifar10", help="of the plots (default cifar10)")
     command.add_argument("--backbone", default="vgg9", help="of the plots (default vgg9)")
-    command.add_argument(
-        "--published", default="results/published.csv", help="accuracies copied from the papers, to show beside ours"
-    )
+    command.add_argument("--published", help="CSV of accuracies of the papers, to show beside ours")
     command.set_defaults(run=report)
 
     command = commands.add_parser("compare", help="hold the tables of a run against committed ones")
