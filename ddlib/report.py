@@ -64,9 +64,9 @@ def claims(found: Sequence[Record]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    rows = []
+    rows, groups = [], points(_plain(found)).values()
     for claim, (what, comparisons) in CLAIMS.items():
-        for some in points(_plain(found)).values():
+        for some in groups:
             for a, b in comparisons:
                 both = [(record, record) for record in some if {a, b} <= set(record.strategies)]
                 if both:
@@ -142,9 +142,7 @@ def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    file = files.resolve(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}.")
+    file = _file(path)
     text = [line for line in file.read_text().splitlines() if line.strip() and line[0] != "#"]
     head, *lines = list(csv.reader(text)) or [[]]
     if head != list(PUBLISHED):
@@ -178,9 +176,7 @@ def _published_row(fields: list[str]) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"{name} must be a number, got {row[name]!r}.") from None
     row["published, %"] = checks.real("test_accuracy", row.pop("test_accuracy"), 0, 100)
-    if not row["overlap"].is_integer():
-        raise ValueError(f"overlap must be a whole number ≥ 0, got {row['overlap']}.")
-    point = Experiment(row["dataset"], row["backbone"], row["grid"], int(row["overlap"]))
+    point = Experiment(row["dataset"], row["backbone"], row["grid"], row["overlap"])
     return row | {"grid": point.grid, "overlap": point.overlap}
 
 
@@ -292,14 +288,19 @@ def training_times(path: str | Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    file = files.resolve(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}.")
+    file = _file(path)
     times = pd.read_csv(file)
     missing = [name for name in (*TIMED, "longest local", "fused") if name not in times]
     if missing:
         raise ValueError(f"{file} has no column {', '.join(missing)}: make it anew with 04_training_time.")
     return times
+
+
+def _file(path: str | Path) -> Path:
+    file = files.resolve(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}.")
+    return file
 
 
 def _point(record: Record) -> dict[str, Any]:
@@ -327,9 +328,9 @@ def _twins(
 def _timed_alone(record: Record, times: "pd.DataFrame | None") -> "pd.DataFrame":
     """The history; where local CNNs were trained together, with seconds alone as the training-time table has them."""
     history = record.history()
-    alone = history["seconds_longest"] if "seconds_longest" in history else history["seconds"] * np.nan
     if times is None or "image_shape" not in record.provenance:
         return history
+    alone = history["seconds_longest"] if "seconds_longest" in history else history["seconds"] * np.nan
     own: dict[str, Any] = dict(record.parameters) | {
         "images": "×".join(map(str, record.provenance["image_shape"])),
         "grid": record.parameters["grid"].replace("x", "×"),

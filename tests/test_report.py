@@ -294,6 +294,16 @@ def test_verdicts(differences, margin):
     assert (found.low, found.high) == pytest.approx((-opposite.high, -opposite.low))
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_of_equal_strategies_about_one_in_twenty_is_told_apart(seeds):
+    """Whichever of the seeds and the test images leaves the larger error."""
+    generator = np.random.default_rng(0)
+    for spread in (0.0, 1.0, 10.0):  # of the seeds, over the error of the test images, which all seeds share
+        trials = generator.normal(size=(1000, 1)) + spread * generator.normal(size=(1000, seeds))
+        wrong = sum(verdict(differences, error=1.0).word != "undecided" for differences in trials)
+        assert 0.03 < wrong / 1000 < 0.07, (spread, wrong)
+
+
 def test_known_verdicts():
     assert verdict([1.0, 2.0, 3.0])[2:] == pytest.approx(
         (2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5, 0.0742), abs=1e-3
