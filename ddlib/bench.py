@@ -5,10 +5,12 @@ augmenting and cutting included.  Pixels do not matter to a clock: the images ar
 """
 
 import math
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from . import checks
 from .aggregation import DenseAggregator
 from .backbones import Backbone, GroupedLinear, build
 from .decomposition import Decomposition
-from .engines import train_local
+from .engines import process_pool, train_local
 from .files import write_atomically
 from .images import ImageSet, image_set
 from .local import LocalCNNs
@@ -107,15 +109,24 @@ def with_dataloader(nets: Sequence[nn.Module], windows: Sequence[Any], data: Ima
     from torchvision.transforms.functional import to_pil_image
 
     photos = [(to_pil_image(x), int(y)) for x, y in zip(data.train.images, data.train.labels, strict=True)]
-    steps = [
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomCrop(data.image_shape, padding=[n // 8 for n in reversed(data.image_shape)]),
-        transforms.ToTensor(),
-        transforms.Normalize(data.train.mean.tolist(), data.train.std.tolist()),
-    ]
+    transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomCrop(data.image_shape, padding=[n // 8 for n in reversed(data.image_shape)]),
+            transforms.ToTensor(),
+            transforms.Normalize(data.train.mean.tolist(), data.train.std.tolist()),
+        ]
+    )
+    fork = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # the start that costs it least
     for net, window in zip(nets, windows, strict=True):
-        cut = transforms.Compose([*steps, transforms.Lambda(lambda x, window=window: x[(..., *window)])])
-        loader = DataLoader(_Photos(photos, cut), recipe.batch_size, shuffle=True, drop_last=True, num_workers=2)
+        loader = DataLoader(
+            _Photos(photos, transform, window),
+            recipe.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=2,
+            multiprocessing_context=fork,
+        )
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         net.train()
         for x, y in loader:
@@ -125,15 +136,15 @@ def with_dataloader(nets: Sequence[nn.Module], windows: Sequence[Any], data: Ima
 
 
 class _Photos(torch.utils.data.Dataset):
-    def __init__(self, photos: list[tuple[Any, int]], transform: Callable[[Any], torch.Tensor]):
-        self.photos, self.transform = photos, transform
+    def __init__(self, photos: list[tuple[Any, int]], transform: Callable[[Any], torch.Tensor], window: Any):
+        self.photos, self.transform, self.window = photos, transform, window
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         photo, label = self.photos[index]
-        return self.transform(photo), label
+        return self.transform(photo)[(..., *self.window)], label
 
 
 # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,57 +197,98 @@ def _seconds(task: Callable[[], Any], device: torch.device) -> float:
 # ── the tables ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def engines(settings: Sequence[Setting], repeats: int = 3, dataloader: bool = True) -> "pd.DataFrame":
-    """Each engine against the straightforward way: a row an engine, for each setting.
+# engine → the model that it trains, and whether it computes in the best precision (else fp32)
+ENGINES = {
+    "local, straightforward": ("local", False),
+    "local, fused": ("local", True),
+    "local, fused, fp32": ("local", False),
+    "local, loop": ("local", True),
+    "coherent, straightforward": ("coherent", False),
+    "coherent": ("coherent", True),
+    "global, straightforward": ("global", False),
+    "global": ("global", True),
+    "local, DataLoader": ("local", False),
+}
 
-    Columns: images/s, ratio (to the straightforward way of the same model), GFLOP/s, share of the matrix-product
-    ceiling of the precision that it computes in.
+
+def engines(settings: Sequence[Setting], repeats: int = 3, names: Sequence[str] = tuple(ENGINES)) -> "pd.DataFrame":
+    """Engines against the straightforward way of the same model: a row an engine, for each setting.
+
+    Columns: images/s, ratio (to the straightforward way), GFLOP/s, share of the matrix-product ceiling of the
+    precision that it computes in.  Each trains in a process of its own, as users have it.
     """
     import pandas as pd
 
+    for name in names:
+        checks.one_of("engine", name, ENGINES)
     best = choose_precision("auto", choose_device())
     top = {precision: ceiling(precision) for precision in {"fp32", best}}
-    return pd.DataFrame([row for s in settings for row in _engines(s, best, top, repeats, dataloader)])
+    return pd.DataFrame([row for s in settings for row in _engines(s, best, top, repeats, names)])
 
 
-def _engines(s: Setting, best: str, top: dict[str, float], repeats: int, dataloader: bool) -> list[dict[str, Any]]:
-    data, whole = s.data(), [(slice(None),) * len(s.shape)]
-    local, network, model = s.local(), s.network(), CNNDNN(s.local(), DenseAggregator(math.prod(s.parts), 10))
-    windows = local.decomposition.windows
-    nets, plain, coherent = [local.subnet(i) for i in range(len(local))], s.network(), _plain_coherent(model)
-    fast, slow = s.recipe(BEST), s.recipe(FP32)
+@cache
+def _task(s: Setting, engine: str) -> Callable[[], Any]:
+    """An epoch of one of `ENGINES`; a process keeps what it needs."""
+    data, whole, (model, best) = s.data(), [(slice(None),) * len(s.shape)], ENGINES[engine]
+    recipe, plain = s.recipe(BEST if best else FP32), engine.endswith("straightforward")
+    if model == "local":
+        local = s.local()
+        if engine in ("local, straightforward", "local, DataLoader"):
+            way = straightforward if plain else with_dataloader
+            nets = [local.subnet(i) for i in range(len(local))]
+            return lambda: way(nets, local.decomposition.windows, data, recipe)
+        return lambda: train_local(local, data, recipe, engine=engine.split(", ")[1], progress=False)
+    network = s.network() if model == "global" else CNNDNN(s.local(), DenseAggregator(math.prod(s.parts), 10))
+    if plain:
+        nets = [network if model == "global" else _plain_coherent(network)]
+        return lambda: straightforward(nets, whole, data, recipe)
+    return lambda: fit(network, data, recipe, progress=False)
 
-    def ours(engine: str, recipe: Recipe) -> Callable[[], Any]:
-        return lambda: train_local(local, data, recipe, engine=engine, progress=False)
 
-    tasks: dict[str, tuple[str, str, Callable[[], Any]]] = {
-        "local, straightforward": ("local", "fp32", lambda: straightforward(nets, windows, data, slow)),
-        "local, fused": ("local", best, ours("fused", fast)),
-        "local, fused, fp32": ("local", "fp32", ours("fused", slow)),
-        "local, loop": ("local", best, ours("loop", fast)),
-        "coherent, straightforward": ("coherent", "fp32", lambda: straightforward([coherent], whole, data, slow)),
-        "coherent": ("coherent", best, lambda: fit(model, data, fast, progress=False)),
-        "global, straightforward": ("global", "fp32", lambda: straightforward([plain], whole, data, slow)),
-        "global": ("global", best, lambda: fit(network, data, fast, progress=False)),
+def _timed(s: Setting, engine: str) -> float:
+    return _seconds(_task(s, engine), choose_device())
+
+
+def _apart(s: Setting, engines: Sequence[str], repeats: int) -> dict[str, float]:
+    """`compare` with a process for each engine: what one does to the memory is not the next one's."""
+    pools = {engine: process_pool(1, torch.get_num_threads()) for engine in engines}
+    try:
+        rounds = [
+            {engine: pool.submit(_timed, s, engine).result() for engine, pool in pools.items()}
+            for _ in range(1 + repeats)
+        ]
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+    return {engine: statistics.median(one[engine] for one in rounds[1:]) for engine in engines}
+
+
+def _engines(s: Setting, best: str, top: dict[str, float], repeats: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    flat = [name for name in names if name != "local, DataLoader" or len(s.shape) == 2]
+    reference = {name: f"{ENGINES[name][0]}, straightforward" for name in flat}
+    taken = _apart(s, list(dict.fromkeys([*reference.values(), *flat])), repeats)
+    work = {
+        "local": operations(s.local(), s.channels, *s.shape),
+        "global": operations(s.network(), s.channels, *s.shape),
     }
-    if dataloader and len(s.shape) == 2:
-        tasks["local, DataLoader"] = ("local", "fp32", lambda: with_dataloader(nets, windows, data, slow))
-    taken = compare({name: task for name, (_, _, task) in tasks.items()}, repeats)
-    work = {"local": operations(local, s.channels, *s.shape), "global": operations(network, s.channels, *s.shape)}
     work["coherent"] = work["local"]
-    return [
-        {
-            "images": "×".join(map(str, s.shape)),
-            "grid": "×".join(map(str, s.parts)),
-            "engine": name,
-            "precision": precision,
-            "images/s": s.images / taken[name],
-            "ratio": taken[f"{kind}, straightforward"] / taken[name],
-            "GFLOP/s": (speed := s.images / taken[name] * work[kind] / 1e9),
-            "share of ceiling": speed / top[precision],
-        }
-        for name, (kind, precision, _) in tasks.items()
-    ]
+    rows = []
+    for name in flat:
+        model, precision = ENGINES[name][0], best if ENGINES[name][1] else "fp32"
+        speed = s.images / taken[name] * work[model] / 1e9
+        rows.append(
+            {
+                "images": "×".join(map(str, s.shape)),
+                "grid": "×".join(map(str, s.parts)),
+                "engine": name,
+                "precision": precision,
+                "images/s": s.images / taken[name],
+                "ratio": taken[reference[name]] / taken[name],
+                "GFLOP/s": speed,
+                "share of ceiling": speed / top[precision],
+            }
+        )
+    return rows
 
 
 def training_time(settings: Sequence[Setting], repeats: int = 3) -> "pd.DataFrame":

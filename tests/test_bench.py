@@ -51,13 +51,26 @@ def test_the_reference_trains_as_we_do():
 
 def test_tables_have_their_columns():
     setting = bench.Setting(shape=(8, 8), width=4, channels=1, images=32, batch_size=16)
-    engines = bench.engines([setting], repeats=1, dataloader=False)
-    assert set(engines["engine"]) >= {"local, straightforward", "local, fused", "local, loop", "coherent", "global"}
+    engines = bench.engines([setting], repeats=1, names=["local, straightforward", "local, fused"])
+    assert list(engines["engine"]) == ["local, straightforward", "local, fused"]
     assert (engines[["images/s", "ratio", "GFLOP/s", "share of ceiling"]] > 0).all().all()
-    assert (engines.set_index("engine")["ratio"].filter(like="straightforward") == 1).all()
+    assert engines["ratio"][0] == 1
     times = bench.training_time([setting], repeats=1).iloc[0]
     assert times["sum of locals"] == pytest.approx(4 * times["longest local"])
     assert times["parallel speed-up"] == pytest.approx(times["global"] / times["longest local"])
+
+
+@pytest.mark.parametrize("engine", bench.ENGINES)
+def test_each_engine_of_the_table_trains(engine, monkeypatch):
+    made = []
+    for owner, name in [(bench.Setting, "local"), (bench.Setting, "network"), (ddlib.LocalCNNs, "subnet")]:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, real=real: made.append(real(*a)) or made[-1])
+    task = bench._task.__wrapped__(bench.Setting(shape=(8, 8), width=4, images=32, batch_size=16), engine)
+    before = [p.detach().clone() for network in made for p in network.parameters()]
+    task()
+    after = [p for network in made for p in network.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(("profile", "told"), [("fast", "Allowed: 'quick', 'full'"), ("quik", "Did you mean 'quick'")])
