@@ -138,13 +138,14 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
     figure, axes = plt.subplots(1, len(kinds), figsize=size, squeeze=False, sharey=True)
     looks = {"holds": ("#009E73", "o", "full"), "does not hold": ("#D55E00", "X", "full")}
     for ax, kind in zip(axes[0], kinds.to_dict("records"), strict=True):
-        for index, row in judged[(judged[list(kind)] == list(kind.values())).all(axis=1)].iterrows():
+        shown = judged[(judged[list(kind)] == list(kind.values())).all(axis=1)]
+        for index, row in shown.iterrows():
             colour, marker, filled = looks.get(row["verdict"], ("#777777", "o", "none"))
             y = rows[names[index]]
             ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
             ax.plot(row["difference"], y, marker=marker, color=colour, fillstyle=filled, markersize=6)
         ax.axvline(0, color="black", linewidth=0.8)
-        longer = "2·E" in kind["what"]
+        longer = bool((shown["epochs of b"] > shown["epochs"]).any())
         title = f"{kind['claim']}: {kind['a']}{' (E + E)' * longer}\nagainst {kind['b']}{' (2·E)' * longer}"
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("points")

@@ -43,7 +43,7 @@ REMEDIES = {"out_of_fold": ("cnn-dnn", "transfer"), "local_losses": ("coherent",
 PUBLISHED = ("dataset", "backbone", "grid", "overlap", "strategy", "test_accuracy", "source")  # of the reader's file
 TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
 POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "variant")  # one row of a table
-JUDGED = ("claim", "what", *POINT, "a", "b", "n", "difference", "low", "high", "p", "verdict", "McNemar")
+JUDGED = ("claim", "what", *POINT, "a", "b", "epochs of b", "n", "difference", "low", "high", "p", "verdict", "McNemar")
 
 
 def points(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -58,9 +58,9 @@ def claims(found: Sequence[Record]) -> "pd.DataFrame":
     """The verdict on each claim for each point that has both strategies; differences in points of test accuracy.
 
     Points with an option of `REMEDIES` are not the papers' and are left out.  Columns: claim, what, `POINT`, a, b,
-    n seeds, difference and its 95 % interval (low, high), p and verdict (`evaluation.verdict`; on a part of the
-    training images, "undecided (subset)"), and McNemar, the largest p over the seeds of that test on the same test
-    images, 1 where the seeds differ in sign.
+    epochs of b, n seeds, difference and its 95 % interval (low, high), p and verdict (`evaluation.verdict`; on a
+    part of the training images, "undecided (subset)"), and McNemar, the largest p over the seeds of that test on
+    the same test images, 1 where the seeds differ in sign.
     """
     import pandas as pd
 
@@ -354,6 +354,7 @@ def _compare(pairs: Sequence[tuple[Record, Record]], a: str, b: str) -> dict[str
         **_point(pairs[0][0]),
         "a": a,
         "b": b,
+        "epochs of b": pairs[0][1].parameters["epochs"],
         "n": judged.n,
         "difference": judged.mean,
         "low": judged.low,
