@@ -86,7 +86,8 @@ def test_the_equal_budget_pairs_a_point_with_one_of_twice_its_epochs():
     found += [record({"cnn-dnn": 0.1}, seed, epochs=24) for seed in range(2)]  # no transfer with 12 epochs
     table = report.equal_budget(found).set_index("b")
     assert table["difference"].to_dict() == pytest.approx({"cnn-dnn": 10, "coherent": -5})
-    assert table["n"].tolist() == [2, 2] and table["epochs of b"].tolist() == [12, 12]
+    assert table["n"].tolist() == [2, 2]
+    assert table["epochs of b"].tolist() == [12, 12]
 
 
 def test_a_remedy_is_a_point_with_an_option_against_the_same_without():
