@@ -15,22 +15,36 @@ if TYPE_CHECKING:
 
 
 def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", by: str, title: str = "") -> None:
-    """Test accuracy in % over seconds of training, a point a strategy and decomposition, with the Pareto front.
+    """Test accuracy in % over seconds of training: means over the seeds (faint), with their Pareto front.
 
-    `costs`, with their columns `by`, and `pareto` are those of `report`.
+    `costs`, with their columns `by`, and `pareto` are those of `report`.  Hollow: points of another width, number of
+    epochs or options than most.
     """
+    kind = ["width", "epochs", "variant"]
+    usual = costs.loc[costs["strategy"] != "global", kind].value_counts().index[0]
+    same = [name for name in costs if name not in ("seed", "test_accuracy", "one machine", "parallel")]
     shown = costs.dropna(subset=[by])
     for strategy, rows in shown.groupby("strategy", sort=False):
         colour, marker = STYLE.get(strategy, OTHER)
-        filled = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 7}
-        ax.plot(rows[by], 100 * rows["test_accuracy"], label=strategy, **filled)
+        look = {"linestyle": "none", "marker": marker, "color": colour}
+        ax.plot(rows[by], 100 * rows["test_accuracy"], alpha=0.25, markersize=3.5, **look)
+        means = rows.groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
+        most = (means[kind] == usual).all(axis=1)
+        for some, filled in ((means[most], "full"), (means[~most], "none")):
+            ax.plot(some[by], 100 * some["test_accuracy"], fillstyle=filled, markersize=7, **look)
+        ax.plot([], [], label=strategy, markersize=7, **look)
+    if (shown[kind] != usual).any(axis=None):
+        ax.plot([], [], "o", color="black", fillstyle="none", markersize=7, label="other width, epochs, options")
     front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
     ax.step(pareto[by], 100 * pareto["test_accuracy"], label="Pareto front", **front)
     cuts = pareto["grid"].str.replace("x", "×") + ", δ=" + pareto["overlap"].astype(str)
-    named = pareto.assign(place=cuts.mask(pareto["strategy"] == "global", "global"))
+    whole = (
+        "global, width " + pareto["width"].astype(str) + (", " + pareto["variant"]).where(pareto["variant"] != "", "")
+    )
+    named = pareto.assign(place=cuts.mask(pareto["strategy"] == "global", whole))
     for _, row in named.drop_duplicates("place", keep="last").iterrows():
         ax.annotate(row["place"], (row[by], 100 * row["test_accuracy"]), (3, 5), textcoords="offset points", fontsize=7)
-    workers = "a worker for each local CNN, all else on one" if by == "parallel" else "on one machine"
+    workers = "a worker for each local CNN" if by == "parallel" else "on one machine"
     ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
     for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
@@ -129,43 +143,52 @@ def communication(ax: Axes, traffic: "pd.DataFrame", title: str = "") -> None:
 def verdicts(judged: "pd.DataFrame") -> Figure:
     """Mean differences in test accuracy with their 95 % intervals: a panel a comparison, a row a point.
 
-    Columns: those of `report.claims`.  Filled where the claim holds, crossed where it does not, empty if undecided.
+    Columns: those of `claims.judge`.  Filled where the claim holds, crossed where it does not, empty if undecided.
     """
-    kinds = judged[["claim", "what", "a", "b"]].drop_duplicates()
+    kinds = judged[["claim", "a", "b"]].drop_duplicates().to_dict("records")
     names = _point_names(judged)
-    rows = {name: y for y, name in enumerate(dict.fromkeys(names))}
-    size = (2.6 + 1.9 * len(kinds), 1.5 + 0.26 * len(rows))
-    figure, axes = plt.subplots(1, len(kinds), figsize=size, squeeze=False, sharey=True)
+    places = judged.groupby(["dataset", "backbone", "grid", "overlap"], sort=False).ngroup()
+    rows = {name: y for y, name in enumerate(dict.fromkeys(names[places.sort_values(kind="stable").index]))}
+    across, down = min(len(kinds), 4), -(-len(kinds) // 4)
+    size = (7.1, 0.7 + down * (0.75 + 0.17 * len(rows)))
+    figure, grid = plt.subplots(down, across, figsize=size, squeeze=False, sharey=True)
     looks = {"holds": ("#009E73", "o", "full"), "does not hold": ("#D55E00", "X", "full")}
-    for ax, kind in zip(axes[0], kinds.to_dict("records"), strict=True):
+    looks["undecided"] = ("#777777", "o", "none")
+    for ax, kind in zip(grid.flat, kinds, strict=False):
         shown = judged[(judged[list(kind)] == list(kind.values())).all(axis=1)]
         for index, row in shown.iterrows():
-            colour, marker, filled = looks.get(row["verdict"], ("#777777", "o", "none"))
+            colour, marker, filled = looks[row["verdict"]]
             y = rows[names[index]]
-            ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
-            ax.plot(row["difference"], y, marker=marker, color=colour, fillstyle=filled, markersize=6)
+            ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.2)
+            ax.plot(row["difference"], y, marker=marker, color=colour, fillstyle=filled, markersize=5)
         ax.axvline(0, color="black", linewidth=0.8)
-        longer = bool((shown["epochs of b"] > shown["epochs"]).any())
-        title = f"{kind['claim']}: {kind['a']}{' (E + E)' * longer}\nagainst {kind['b']}{' (2·E)' * longer}"
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel("points")
+        ax.set_title(f"{kind['claim']}: {kind['a']}\n− {kind['b']}", fontsize=8)
+        ax.tick_params(labelsize=7)
         ax.grid(True, axis="x", alpha=0.3)
-    axes[0, 0].set_yticks(range(len(rows)), rows)
-    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
-    told = (
-        "● holds    ✖ does not hold    ○ undecided, allowing for all rows of the claim; intervals of 95 % for each row"
-    )
-    figure.suptitle(told, x=0.01, ha="left", fontsize=9)
+    for ax in grid.flat[len(kinds) :]:
+        ax.set_visible(False)
+    for ax in grid[:, 0]:
+        ax.set_yticks(range(len(rows)), rows)
+    grid[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    keys = [
+        plt.Line2D([], [], color=colour, marker=marker, fillstyle=filled, markersize=5, label=word)
+        for word, (colour, marker, filled) in looks.items()
+    ]
+    figure.legend(handles=keys, loc="outside upper left", ncols=3, fontsize=8)
+    figure.supxlabel("difference in test accuracy, in points", fontsize=8)
     return figure
 
 
 def _point_names(judged: "pd.DataFrame") -> "pd.Series":
     """What tells the rows apart, in words: epochs and options only where points differ in them alone."""
-    point = ["dataset", "backbone", "grid", "overlap"]
-    varied = [name for name in ("epochs", "variant") if (judged.groupby(point)[name].nunique() > 1).any()]
-    told = judged["dataset"] + ", " + judged["backbone"] + ", " + judged["grid"].str.replace("x", "×")
-    told = told + judged["overlap"].map(lambda overlap: f", δ = {overlap}" if overlap else "")
-    for name in varied:
-        unit = " epochs" if name == "epochs" else ""
-        told = told + judged[name].map(lambda value, unit=unit: f", {value}{unit}" if value else "")
-    return told
+    place = ["dataset", "backbone", "grid", "overlap"]
+    base = judged["dataset"] + ", " + judged["backbone"] + ", " + judged["grid"].str.replace("x", "×")
+    base = base + judged["overlap"].map(lambda overlap: f", δ = {overlap}" if overlap else "")
+    told = base
+    several = judged.groupby(place)[["epochs", "variant"]].transform("nunique") > 1
+    for name, unit in (("epochs", " epochs"), ("variant", "")):
+        more = judged[name].map(lambda value, unit=unit: f", {value}{unit}" if value else "")
+        told = told + more.where(several[name], "")
+    twice = judged["epochs"].astype(str) + " + " + judged["epochs"].astype(str)
+    equal = base + ", " + twice + " against " + judged["epochs of b"].astype(str) + " epochs"
+    return told.mask(judged["epochs of b"] > judged["epochs"], equal)

@@ -27,11 +27,6 @@ class PairedTest(NamedTuple):
     difference: float
     p_value: float
 
-    @property
-    def error(self) -> float:
-        """Standard error of the difference, from the n test images."""
-        return math.sqrt(max(self.only_a + self.only_b - self.n * self.difference**2, 0)) / self.n
-
 
 def paired_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> PairedTest:
     """McNemar's exact test: are two classifiers equally accurate, given their classes for the same images?
@@ -69,7 +64,7 @@ def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, con
 
     It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies at or
     below, and is undecided otherwise; fewer than three seeds decide nothing.  `error` is the standard error that the
-    test images themselves leave (of `paired_test`), which all seeds share: it is added to that of the seeds, with
+    test images themselves leave, which all seeds share: it is added to that of the seeds, with
     Welch and Satterthwaite's degrees of freedom, and the interval is never narrower than Student's of the seeds alone.
     The p-value is the two-sided one of the same test: below 1 − confidence where the interval excludes −margin (NaN
     with fewer than three seeds).

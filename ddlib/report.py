@@ -1,17 +1,17 @@
-"""What the records say as a whole: tables, verdicts on the papers' claims, and what was not run.
+"""What the records say as a whole: tables, costs, what was not run, and published values beside ours.
 
 Everything is drawn from records; nothing here trains.
 """
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import checks, files, records
-from .evaluation import accuracy_table, paired_test, verdict
+from .evaluation import accuracy_table
 from .experiment import Experiment
 from .records import Record
 from .stages import STRATEGIES, seconds
@@ -24,26 +24,9 @@ FOLDERS = (
     *("results/cifar10", "results/cifar10_resnet20", "results/flowers", "results/nodules", "results/adrenal"),
     *("results/faces", "results/channels"),
 )
-# claim → what it says, and the comparisons (a, b) of strategies on which "a is more accurate than b" is judged
-CLAIMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
-    "C1": ("CNN-DNN beats average and vote (P1)", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
-    "C2": ("transfer beats the CNN-DNN (P1)", (("transfer", "cnn-dnn"),)),
-    "C3": ("coherent from scratch beats the CNN-DNN; depends on the backbone (P1)", (("coherent", "cnn-dnn"),)),
-    "C5": ("beats the global CNN here; P2 says that the CNN-DNN can", (("cnn-dnn", "global"), ("transfer", "global"))),
-    "C6": ("composed and trained on beats random weights (E epochs) (P3)", (("channels", "global"),)),
-}
-# what is trained twice, for E + E epochs, against 2·E epochs of another: the same claims at equal total epochs
-BUDGET: dict[str, tuple[tuple[str, str], ...]] = {
-    "C2": (("transfer", "cnn-dnn"), ("transfer", "coherent")),
-    "C5": (("transfer", "global"),),
-    "C6": (("channels", "global"),),
-}
-# option of `Experiment` → the strategies that it is to improve
-REMEDIES = {"out_of_fold": ("cnn-dnn", "transfer"), "local_losses": ("coherent", "transfer")}
 PUBLISHED = ("dataset", "backbone", "grid", "overlap", "strategy", "test_accuracy", "source")  # of the reader's file
 TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
 POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "variant")  # one row of a table
-JUDGED = ("claim", "what", *POINT, "a", "b", "epochs of b", "n", "difference", "low", "high", "p", "verdict", "McNemar")
 
 
 def points(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -54,78 +37,9 @@ def points(found: Iterable[Record]) -> dict[str, list[Record]]:
     return {settings: list(seeds.values()) for settings, seeds in groups.items()}
 
 
-def claims(found: Sequence[Record]) -> "pd.DataFrame":
-    """The verdict on each claim for each point that has both strategies; differences in points of test accuracy.
-
-    Points with an option of `REMEDIES` are not the papers' and are left out.  Columns: claim, what, `POINT`, a, b,
-    epochs of b, n seeds, difference and its 95 % interval (low, high), p and verdict (`evaluation.verdict`; on a
-    part of the training images, "undecided (subset)"), and McNemar, the largest p over the seeds of that test on
-    the same test images, 1 where the seeds differ in sign.
-    """
-    import pandas as pd
-
-    rows, groups = [], points(_plain(found)).values()
-    for claim, (what, comparisons) in CLAIMS.items():
-        for some in groups:
-            for a, b in comparisons:
-                both = [(record, record) for record in some if {a, b} <= set(record.strategies)]
-                if both:
-                    rows.append({"claim": claim, "what": what, **_compare(both, a, b)})
-    return pd.DataFrame(rows, columns=[*JUDGED])
-
-
-def equal_budget(found: Sequence[Record]) -> "pd.DataFrame":
-    """The claims of `BUDGET` at equal total epochs: a after E + E epochs against b after 2·E.
-
-    Pairs of records that differ in `epochs` alone, by a factor of two; columns as in `claims`.
-    """
-    import pandas as pd
-
-    rows = []
-    for pairs in _twins(_plain(found), lambda parameters: {**parameters, "epochs": 2 * parameters["epochs"]}):
-        for claim, comparisons in BUDGET.items():
-            for a, b in comparisons:
-                both = [(one, two) for one, two in pairs if a in one.strategies and b in two.strategies]
-                if both:
-                    what = f"{a} (E + E epochs) beats {b} (2·E epochs)"
-                    rows.append({"claim": claim, "what": what, **_compare(both, a, b)})
-    return pd.DataFrame(rows, columns=[*JUDGED])
-
-
-def remedies(found: Sequence[Record]) -> "pd.DataFrame":
-    """What the options of `REMEDIES` change: a strategy with the option against the same without; as in `claims`."""
-    import pandas as pd
-
-    rows = []
-    for option, strategies in REMEDIES.items():
-
-        def without(parameters: dict[str, Any], option: str = option) -> dict[str, Any] | None:
-            return {k: v for k, v in parameters.items() if k != option} if option in parameters else None
-
-        for pairs in _twins(found, without):
-            for strategy in strategies:
-                both = [pair for pair in pairs if all(strategy in record.strategies for record in pair)]
-                if both:
-                    what = f"{option} makes {strategy} more accurate"
-                    rows.append({"claim": "remedy", "what": what, **_compare(both, strategy, strategy)})
-    return pd.DataFrame(rows, columns=[*JUDGED])
-
-
-def adjusted(judged: "pd.DataFrame") -> "pd.DataFrame":
-    """Verdicts that allow for the number of comparisons: rows of `claims`, `equal_budget`, `remedies`, with adjusted p.
-
-    The family is a claim: of its rows that hold or do not hold, at most 5 % are expected to be false, where the rows
-    are independent or positively dependent (Benjamini and Hochberg 1995).  A row whose adjusted p is larger becomes
-    undecided.  Intervals stay those of each row by itself.
-    """
-    from scipy.stats import false_discovery_control
-
-    counted = judged[judged["p"].notna() & ~judged["verdict"].str.contains("subset")]
-    result = judged.assign(**{"adjusted p": np.nan})
-    for _, family in counted.groupby("claim"):
-        result.loc[family.index, "adjusted p"] = false_discovery_control(family["p"].to_numpy(float))
-    result.loc[result["adjusted p"] > 0.05, "verdict"] = "undecided"
-    return result
+def point(record: Record) -> dict[str, Any]:
+    """The values of `POINT`."""
+    return {**{name: record.parameters[name] for name in POINT[:-1]}, "variant": record.variant}
 
 
 def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -134,7 +48,7 @@ def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
     The file is a CSV with the columns dataset, backbone, grid, overlap, strategy, test_accuracy (in %) and source;
     lines that start with # are comments; a relative path lies below the project's root.  Ours is mean ± standard
     deviation over seeds (n): a row for each width, number of epochs and variant, one with "not run" where there is
-    none.  The global CNN's grid and overlap do not matter.
+    none.  The global CNN's grid and overlap do not matter and may be empty.
 
     Raises:
         FileNotFoundError: no such file.
@@ -143,11 +57,11 @@ def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     file = _file(path)
-    text = [line for line in file.read_text().splitlines() if line.strip() and line[0] != "#"]
+    text = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip() and line[0] != "#"]
     head, *lines = list(csv.reader(text)) or [[]]
     if head != list(PUBLISHED):
         raise ValueError(f"{file.name} must have the columns {', '.join(PUBLISHED)}, got {', '.join(head)}.")
-    table = accuracy_table(frame).reset_index()
+    table = accuracy_table(frame[~frame["variant"].str.contains("channel_parts")]).reset_index()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -169,15 +83,18 @@ def _published_row(fields: list[str]) -> dict[str, Any]:
     if len(fields) != len(PUBLISHED):
         raise ValueError(f"{len(PUBLISHED)} fields are needed, got {len(fields)}; quote a field that has a comma.")
     row: dict[str, Any] = dict(zip(PUBLISHED, map(str.strip, fields), strict=True))
-    checks.one_of("strategy", row["strategy"], STRATEGIES)
+    if checks.one_of("strategy", row["strategy"], STRATEGIES) == "global":
+        row |= {"grid": row["grid"] or "1x1", "overlap": row["overlap"] or "0"}
     for name in ("overlap", "test_accuracy"):
         try:
             row[name] = float(row[name])
         except ValueError:
             raise ValueError(f"{name} must be a number, got {row[name]!r}.") from None
+    if 0 < row["test_accuracy"] <= 1:
+        raise ValueError(f"test_accuracy is in %, got {row['test_accuracy']}.")
     row["published, %"] = checks.real("test_accuracy", row.pop("test_accuracy"), 0, 100)
-    point = Experiment(row["dataset"], row["backbone"], row["grid"], row["overlap"])
-    return row | {"grid": point.grid, "overlap": point.overlap}
+    asked = Experiment(row["dataset"], row["backbone"], row["grid"], row["overlap"])
+    return row | {"grid": asked.grid, "overlap": asked.overlap}
 
 
 def alike(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -195,16 +112,19 @@ def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.D
     """
     import pandas as pd
 
-    rows = []
+    rows, found = [], list(found)
+    shapes = {_images(record): record.provenance.get("image_shape") for record in found}
+    shapes |= {_images(r): r.provenance["image_shape"] for r in found if "image_shape" in r.provenance}
     for record in found:
         reached = record.frame().groupby("strategy", sort=False)["test_accuracy"].mean()
-        history = _timed_alone(record, times)
+        history = _timed_alone(record, times, shapes[_images(record)])
         for strategy, value in reached.items():
             spent = {how: seconds(history, strategy, how == "parallel") for how in ("one machine", "parallel")}
             seed = record.parameters["seed"]
-            same = {**_point(record), "settings": record.settings, "seed": seed}
-            if strategy == "global":
-                same |= {"grid": "1x1", "overlap": 0, "settings": ""}
+            same = {**point(record), "settings": record.settings, "seed": seed}
+            if strategy == "global":  # the same network, whatever stands beside it
+                options = [told for told in record.variant.split() if not told.startswith(("channel_parts", "samples"))]
+                same |= {"grid": "1x1", "overlap": 0, "settings": "", "variant": " ".join(options)}
             rows.append({**same, "strategy": strategy, "test_accuracy": value, **spent})
     return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
 
@@ -221,7 +141,8 @@ def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
 def scores(found: Iterable[Record]) -> "pd.DataFrame":
     """Area under the ROC curve, in %, of each strategy on data of two classes, beside its accuracy.
 
-    `larger class` is the accuracy of always answering the more frequent class.
+    `larger class` is the accuracy of always answering the more frequent class.  A vote has no score of its own (that
+    in the records breaks ties by the average), so none is told.
     """
     import pandas as pd
     from sklearn.metrics import roc_auc_score
@@ -230,13 +151,13 @@ def scores(found: Iterable[Record]) -> "pd.DataFrame":
     for record in found:
         for name, score in record.arrays.items():
             kind, _, strategy = name.partition("/")
-            if kind == "score":
+            if kind == "score" and strategy != "vote":
                 each = [roc_auc_score(record.arrays["labels"], one) for one in np.atleast_2d(score)]
                 accuracy = (np.atleast_2d(record.predicted(strategy)) == record.arrays["labels"]).mean()
                 larger = np.bincount(record.arrays["labels"]).max() / len(record.arrays["labels"])
                 figures = {"AUC": np.mean(each), "accuracy": accuracy, "larger class": larger}
                 figures = {name: 100 * float(value) for name, value in figures.items()}
-                rows.append({**_point(record), "seed": record.parameters["seed"], "strategy": strategy, **figures})
+                rows.append({**point(record), "seed": record.parameters["seed"], "strategy": strategy, **figures})
     return pd.DataFrame(rows)
 
 
@@ -246,11 +167,11 @@ def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.Data
 
     there = {record.name: record for record in found}
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for point in planned:
-        shown = Record(point.parameters, [], {})
-        row = rows.setdefault(tuple(_point(shown).values()), {**_point(shown), "seeds asked": 0, "on record": 0})
+    for asked in planned:
+        shown = Record(asked.parameters, [], {})
+        row = rows.setdefault(tuple(point(shown).values()), {**point(shown), "seeds asked": 0, "on record": 0})
         row["seeds asked"] += 1
-        row["on record"] += point.name in there and {*point.strategies} <= {*there[point.name].strategies}
+        row["on record"] += asked.name in there and {*asked.strategies} <= {*there[asked.name].strategies}
     frame = pd.DataFrame(rows.values())
     frame["state"] = np.where(
         frame["on record"] == 0, "not run", np.where(frame["on record"] < frame["seeds asked"], "partly", "complete")
@@ -303,63 +224,22 @@ def _file(path: str | Path) -> Path:
     return file
 
 
-def _point(record: Record) -> dict[str, Any]:
-    return {**{name: record.parameters[name] for name in POINT[:-1]}, "variant": record.variant}
+def _images(record: Record) -> tuple[Any, ...]:
+    """What settles the size of the images; early records do not have it, but others of the same images may."""
+    return record.parameters["dataset"], record.parameters.get("options")
 
 
-def _plain(found: Iterable[Record]) -> list[Record]:
-    """Without those that have an option of `REMEDIES`."""
-    return [record for record in found if not set(REMEDIES) & set(record.parameters)]
-
-
-def _twins(
-    found: Sequence[Record], changed: Callable[[dict[str, Any]], dict[str, Any] | None]
-) -> list[list[tuple[Record, Record]]]:
-    """For each point, pairs (record, that of the changed parameters), a pair a seed; those that there are."""
-    known = {record.name: record for record in found}
-    groups = []
-    for some in points(found).values():
-        others = [(record, changed(record.parameters)) for record in some]
-        twins = [(record, known.get(records.record_name(other))) for record, other in others if other is not None]
-        groups.append([(record, twin) for record, twin in twins if twin is not None])
-    return [pairs for pairs in groups if pairs]
-
-
-def _timed_alone(record: Record, times: "pd.DataFrame | None") -> "pd.DataFrame":
+def _timed_alone(record: Record, times: "pd.DataFrame | None", image_shape: Sequence[int] | None) -> "pd.DataFrame":
     """The history; where local CNNs were trained together, with seconds alone as the training-time table has them."""
     history = record.history()
-    if times is None or "image_shape" not in record.provenance:
+    if times is None or image_shape is None:
         return history
     alone = history["seconds_longest"] if "seconds_longest" in history else history["seconds"] * np.nan
     own: dict[str, Any] = dict(record.parameters) | {
-        "images": "×".join(map(str, record.provenance["image_shape"])),
+        "images": "×".join(map(str, image_shape)),
         "grid": record.parameters["grid"].replace("x", "×"),
     }
     row = times[np.logical_and.reduce([times[name] == own[name] for name in TIMED])]
     share = (row["longest local"] / row["fused"]).mean()  # NaN where there is no such row
     together = history["stage"].str.startswith("local")
     return history.assign(seconds_longest=alone.where(alone.notna() | ~together, history["seconds"] * share))
-
-
-def _compare(pairs: Sequence[tuple[Record, Record]], a: str, b: str) -> dict[str, Any]:
-    """Records of several seeds, with strategy a and b; mostly the same one twice."""
-    tests = [
-        paired_test(first.arrays["labels"], first.predicted(a).squeeze(), second.predicted(b).squeeze())
-        for first, second in pairs
-    ]
-    differences = [100 * test.difference for test in tests]
-    judged = verdict(differences, error=100 * sum(test.error for test in tests) / len(tests))
-    subset = pairs[0][0].parameters.get("train_size") is not None
-    return {
-        **_point(pairs[0][0]),
-        "a": a,
-        "b": b,
-        "epochs of b": pairs[0][1].parameters["epochs"],
-        "n": judged.n,
-        "difference": judged.mean,
-        "low": judged.low,
-        "high": judged.high,
-        "p": judged.p_value,
-        "verdict": "undecided (subset)" if subset else judged.word,
-        "McNemar": max(test.p_value for test in tests) if len({np.sign(d) for d in differences}) == 1 else 1.0,
-    }

@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,3 +61,23 @@ def assert_other_state(found: nn.Module, expected: nn.Module) -> None:
 def hears_interrupts() -> None:
     """Before a child starts: a test that itself runs in the background of a shell hands down deaf ears."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+RECORDED = np.arange(200) % 4
+
+
+def record_of(accuracies, seed=0, seconds_of=None, arrays=None, **parameters):
+    """A record with as many right answers as asked, the wrong ones drawn by the seed."""
+    parameters = ddlib.Experiment(seed=seed, **parameters).parameters
+    generator, rows, kept = np.random.default_rng(seed), [], {"labels": RECORDED}
+    point = {key: parameters[key] for key in ("dataset", "backbone", "width", "grid", "overlap", "seed", "epochs")}
+    for strategy, accuracy in accuracies.items():
+        wrong = generator.permutation(len(RECORDED))[: round(len(RECORDED) * (1 - accuracy))]
+        predicted = RECORDED.copy()
+        predicted[wrong] = (predicted[wrong] + 1) % 4
+        kept[f"predicted/{strategy}"] = predicted[None]
+        figures = {"subdomain": "", "train_accuracy": 1.0, "test_accuracy": accuracy, "parameters": 1, "seconds": 1.0}
+        rows.append({**point, "strategy": strategy, **figures})
+    for stage, columns in (seconds_of or {}).items():
+        kept |= {f"history/{stage}/{name}": np.array(values, float) for name, values in columns.items()}
+    return ddlib.Record(parameters, rows, kept | (arrays or {}), {"commit": "", "code": ""})

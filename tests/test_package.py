@@ -26,7 +26,7 @@ FLOORS = [
     {"model", "training"},
     {"engines", "distributed", "evaluation"},
     {"records", "stages", "experiment", "plots", "curves"},
-    {"report", "notebook", "sweep", "bench", "scaling", "doctor", "__main__"},
+    {"report", "claims", "notebook", "sweep", "bench", "scaling", "doctor", "__main__"},
 ]
 # The steps within a floor.
 BESIDE = {
@@ -42,6 +42,7 @@ BESIDE = {
     ("experiment", "stages"),
     ("plots", "records"),
     ("curves", "plots"),
+    ("claims", "report"),
     ("sweep", "notebook"),
     ("__main__", "bench"),
     ("__main__", "doctor"),

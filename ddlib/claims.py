@@ -1,0 +1,263 @@
+"""Do the papers' claims hold here?  Strategies compared on the same test images, over seeds, with verdicts.
+
+Everything is drawn from records; nothing here trains.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import records
+from .evaluation import paired_test, verdict
+from .records import Record
+from .report import POINT, point, points
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# claim → what it says, and the comparisons (a, b) of strategies on which "a is more accurate than b" is judged
+CLAIMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "C1": ("CNN-DNN beats average and vote", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
+    "C2": ("transfer beats the CNN-DNN", (("transfer", "cnn-dnn"),)),
+    "C3": ("coherent from scratch beats the CNN-DNN", (("coherent", "cnn-dnn"),)),
+    "C5": ("beats the global CNN", (("cnn-dnn", "global"), ("transfer", "global"))),
+    "C6": ("composed and trained on beats random weights (E epochs)", (("channels", "global"),)),
+}
+# what is trained twice, for E + E epochs, against 2·E epochs of another: (a, b), and the loss that the claim allows
+BUDGET: dict[str, tuple[tuple[str, str, float], ...]] = {
+    "C2": (("transfer", "cnn-dnn", 0.0), ("transfer", "coherent", 0.0)),
+    "C6": (("channels", "global", 1.0),),  # "almost no loss of accuracy": a point (ours)
+}
+# option of `Experiment` → the strategies that it is to improve
+REMEDIES = {"out_of_fold": ("cnn-dnn", "transfer"), "local_losses": ("coherent", "transfer")}
+DEPENDS = "the lead of coherent over the CNN-DNN depends on the backbone"
+JUDGED = (
+    *("claim", "what", "metric", *POINT, "a", "b", "epochs of b", "n", "difference", "low", "high", "p", "verdict"),
+    *("McNemar", "subset"),
+)
+Pairs = Sequence[tuple[Record, Record]]
+
+
+def judge(found: Sequence[Record]) -> "pd.DataFrame":
+    """Every comparison that the records allow, with a verdict that allows for their number.
+
+    Columns: claim, what (the comparison in words), metric ("accuracy" or "AUC"), `POINT`, a, b, epochs of b, n seeds,
+    difference a − b in points and its 95 % interval (low, high), p and verdict (`evaluation.verdict`), McNemar, the
+    largest p of that test over the seeds (1 where they differ in sign), subset (of the training images; that decides
+    nothing), and adjusted p.
+
+    The family of a row are the rows of the same claim, comparison in words and metric: of those that hold or do not
+    hold, at most 5 % are expected to be false, where the rows are independent or positively dependent (Benjamini and
+    Hochberg 1995).  A row whose adjusted p is larger becomes undecided.  Intervals stay those of each row by itself.
+    """
+    import pandas as pd
+
+    rows = [*_within(found), *_equal_budget(found), *_between_backbones(found), *_remedies(found)]
+    table = pd.DataFrame(rows, columns=[*JUDGED]).astype({"width": "Int64", "epochs": "Int64", "epochs of b": "Int64"})
+    return _adjusted(table)
+
+
+def summary(judged: "pd.DataFrame", times: "pd.DataFrame | None" = None) -> "pd.DataFrame":
+    """Claim by claim: how many rows of three seeds or more hold, do not hold and are undecided, and a word for all.
+
+    C1, C2 and C6 hold where some row does and none says the contrary, and do not where it is the other way round.  C3
+    speaks of the difference between backbones.  C5 says *can*: one row that holds is enough, and it does not hold
+    where every row says so.  C4 counts the rows of `times`, the training-time table, with a speed-up above 1.
+    """
+    import pandas as pd
+
+    rows = []
+    enough = judged[(judged["n"] > 2) & (judged["metric"] == "accuracy") & ~judged["subset"]]
+    for claim, (what, _) in CLAIMS.items():
+        said = DEPENDS if claim == "C3" else what
+        own = enough[(enough["claim"] == claim) & (enough["what"] == said)]["verdict"]
+        count = {word: int((own == word).sum()) for word in ("holds", "does not hold", "undecided")}
+        against = count["does not hold"] and not (claim == "C5" and count["undecided"])
+        holds = count["holds"] and (claim == "C5" or not against)
+        word = "holds" if holds else "does not hold" if against and not count["holds"] else "undecided"
+        rows.append({"claim": claim, "what": said, **count, "verdict": word if len(own) else "not run"})
+    if times is not None:
+        faster = times["parallel speed-up"] > 1
+        count = {"holds": int(faster.sum()), "does not hold": int((~faster).sum()), "undecided": 0}
+        said = "local training, a worker for each, is faster than the global CNN (no test: medians)"
+        word = "holds" if faster.all() else "does not hold"
+        rows.append({"claim": "C4", "what": said, **count, "verdict": word if len(times) else "not run"})
+    return pd.DataFrame(rows).sort_values("claim", ignore_index=True)
+
+
+def _within(found: Sequence[Record]) -> list[dict[str, Any]]:
+    """`CLAIMS` of each point; controls of `_equal_budget` apart.  Points with a remedy are not the papers' way."""
+    some = _plain(found)
+    controls = {twin.settings for pairs in _longer(some) for _, twin in pairs}
+    rows = []
+    for claim, (what, comparisons) in CLAIMS.items():
+        for group in points(some).values():
+            once = group[0].settings in controls and not {"transfer", "channels"} & set(group[0].strategies)
+            for a, b in comparisons:
+                for metric in ("accuracy", "AUC"):
+                    both = [(record, record) for record in group if _has(record, a, metric) and _has(record, b, metric)]
+                    if both:
+                        said = f"{what}, both after 2·E epochs" if once else what
+                        rows.append(_row(claim, said, metric, both, a, b))
+    return rows
+
+
+def _equal_budget(found: Sequence[Record]) -> list[dict[str, Any]]:
+    """`BUDGET`: pairs of points that differ in `epochs` alone, by a factor of two."""
+    rows = []
+    for pairs in _longer(_plain(found)):
+        for claim, comparisons in BUDGET.items():
+            for a, b, margin in comparisons:
+                both = [(one, two) for one, two in pairs if a in one.strategies and b in two.strategies]
+                if both:
+                    beats = f"is at most {margin:g} point behind" if margin else "beats"
+                    what = f"{a} (E + E epochs) {beats} {b} (2·E epochs)"
+                    rows.append(_row(claim, what, "accuracy", both, a, b, margin))
+    return rows
+
+
+def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
+    """C3: the difference between two backbones of (coherent − CNN-DNN), at the width and epochs that each has."""
+    alike: dict[tuple[Any, ...], list[list[Record]]] = {}
+    for group in points(
+        [r for r in _plain(found) if {"coherent", "cnn-dnn", "transfer"} <= set(r.strategies)]
+    ).values():
+        told = point(group[0])
+        same = (*(told[name] for name in ("dataset", "grid", "overlap", "variant")), group[0].parameters.get("options"))
+        alike.setdefault(same, []).append(group)
+    rows = []
+    for groups in alike.values():
+        for one, two in combinations(groups, 2):
+            seeds = {record.parameters["seed"]: record for record in two}
+            pairs = [(r, seeds[r.parameters["seed"]]) for r in one if r.parameters["seed"] in seeds]
+            if pairs and one[0].parameters["backbone"] != two[0].parameters["backbone"]:
+                leads = [[_right(r, "coherent") - _right(r, "cnn-dnn") for r in pair] for pair in pairs]
+                gaps = np.array([first - second for first, second in leads])
+                row = _row("C3", DEPENDS, "accuracy", pairs, "coherent", "cnn-dnn", gaps=gaps)
+                word = {"does not hold": "holds"}.get(row["verdict"], row["verdict"])  # either sign is a dependence
+                names = [f"{r.parameters['backbone']} (w {r.parameters['width']})" for r in pairs[0]]
+                rows.append(row | {"backbone": " − ".join(names), "width": None, "verdict": word, "McNemar": np.nan})
+    return rows
+
+
+def _remedies(found: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the options of `REMEDIES` change: a strategy with the option against the same without."""
+    rows = []
+    for option, strategies in REMEDIES.items():
+
+        def without(parameters: dict[str, Any], option: str = option) -> dict[str, Any] | None:
+            return {k: v for k, v in parameters.items() if k != option} if option in parameters else None
+
+        for pairs in _twins(found, without):
+            for strategy in strategies:
+                both = [pair for pair in pairs if all(strategy in record.strategies for record in pair)]
+                if both:
+                    what = f"{option} makes {strategy} more accurate"
+                    rows.append(_row("remedy", what, "accuracy", both, strategy, strategy))
+    return rows
+
+
+def _adjusted(judged: "pd.DataFrame") -> "pd.DataFrame":
+    from scipy.stats import false_discovery_control
+
+    result = judged.assign(**{"adjusted p": np.nan})
+    for _, family in judged[judged["p"].notna() & ~judged["subset"].astype(bool)].groupby(["claim", "what", "metric"]):
+        result.loc[family.index, "adjusted p"] = false_discovery_control(family["p"].to_numpy(float))
+    result.loc[result["adjusted p"] > 0.05, "verdict"] = "undecided"
+    return result
+
+
+def _row(
+    claim: str,
+    what: str,
+    metric: str,
+    pairs: Pairs,
+    a: str,
+    b: str,
+    margin: float = 0,
+    gaps: "np.ndarray | None" = None,
+) -> dict[str, Any]:
+    """Records of several seeds, with strategy a and b; mostly the same one twice.
+
+    `gaps` (seeds, n) stands in place of "a is right" − "b is right" for each test image.
+    """
+    if metric == "AUC":
+        differences, error = _auc_differences(pairs, a, b)
+    else:
+        gaps = np.array([_right(one, a) - _right(two, b) for one, two in pairs]) if gaps is None else gaps
+        # each image's mean over the seeds, so that what is noise of a seed is not counted twice
+        differences, error = gaps.mean(1), float(gaps.mean(0).std(ddof=1)) / math.sqrt(gaps.shape[1])
+    judged = verdict(100 * differences, margin, 100 * error)
+    return {
+        **{"claim": claim, "what": what, "metric": metric, **point(pairs[0][0]), "a": a, "b": b},
+        "epochs of b": pairs[0][1].parameters["epochs"],
+        "n": judged.n,
+        "difference": judged.mean,
+        "low": judged.low,
+        "high": judged.high,
+        "p": judged.p_value,
+        "verdict": "undecided" if (subset := pairs[0][0].parameters.get("train_size") is not None) else judged.word,
+        "McNemar": _mcnemar(pairs, a, b) if metric == "accuracy" else np.nan,
+        "subset": subset,
+    }
+
+
+def _mcnemar(pairs: Pairs, a: str, b: str) -> float:
+    tests = [
+        paired_test(one.arrays["labels"], one.predicted(a).squeeze(), two.predicted(b).squeeze()) for one, two in pairs
+    ]
+    return max(test.p_value for test in tests) if len({np.sign(test.difference) for test in tests}) == 1 else 1.0
+
+
+def _auc_differences(pairs: Pairs, a: str, b: str) -> tuple[np.ndarray, float]:
+    """Differences in the area under the ROC curve, by seed, and the standard error that the test images leave.
+
+    The latter of the mean over seeds, as DeLong, DeLong and Clarke-Pearson (1988) estimate it from pairs of images.
+    """
+    labels = pairs[0][0].arrays["labels"]
+
+    def ordered(record: Record, strategy: str) -> np.ndarray:
+        score = record.arrays[f"score/{strategy}"].squeeze()
+        gap = score[labels == 1][:, None] - score[labels == 0]
+        return (gap > 0) + 0.5 * (gap == 0)  # for each pair of a positive and a negative image
+
+    gaps = np.array([ordered(one, a) - ordered(two, b) for one, two in pairs])
+    mean = gaps.mean(0)
+    error = sum(float(mean.mean(axis).var(ddof=1)) / mean.shape[1 - axis] for axis in (0, 1))
+    return gaps.mean((1, 2)), math.sqrt(error)
+
+
+def _right(record: Record, strategy: str) -> np.ndarray:
+    return (record.predicted(strategy).squeeze() == record.arrays["labels"]).astype(float)
+
+
+def _has(record: Record, strategy: str, metric: str) -> bool:
+    """A vote has no score of its own: that in the records breaks ties by the average."""
+    if metric == "AUC":
+        return f"score/{strategy}" in record.arrays and strategy != "vote"
+    return strategy in record.strategies
+
+
+def _plain(found: Iterable[Record]) -> list[Record]:
+    """Without those that have an option of `REMEDIES`."""
+    return [record for record in found if not set(REMEDIES) & set(record.parameters)]
+
+
+def _longer(found: Sequence[Record]) -> list[list[tuple[Record, Record]]]:
+    return _twins(found, lambda parameters: {**parameters, "epochs": 2 * parameters["epochs"]})
+
+
+def _twins(
+    found: Sequence[Record], changed: Callable[[dict[str, Any]], dict[str, Any] | None]
+) -> list[list[tuple[Record, Record]]]:
+    """For each point, pairs (record, that of the changed parameters), a pair a seed; those that there are."""
+    known = {record.name: record for record in found}
+    groups = []
+    for some in points(found).values():
+        others = [(record, changed(record.parameters)) for record in some]
+        twins = [(record, known.get(records.record_name(other))) for record, other in others if other is not None]
+        groups.append([(record, twin) for record, twin in twins if twin is not None])
+    return [pairs for pairs in groups if pairs]
