@@ -17,6 +17,7 @@ from .decomposition import Bounds, Decomposition
 from .evaluation import interval
 from .images import Split
 from .model import CNNDNN
+from .stages import seconds
 from .training import predict
 
 if TYPE_CHECKING:
@@ -224,24 +225,43 @@ def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") ->
                 ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="k" if value > 60 else "w")
 
 
-def convergence(ax: Axes, history: "pd.DataFrame", by: str = "epoch", title: str = "") -> None:
-    """Test (full line) and training accuracy (dashed) in % of each stage, by "epoch" or by "second".
+def convergence(
+    ax: Axes, history: "pd.DataFrame", by: str = "epoch", title: str = "", results: "pd.DataFrame | None" = None
+) -> None:
+    """Test (full line) and training accuracy (dashed) in % of whole models in training, by "epoch" or by "second".
 
-    Columns of `history`: stage, epoch, seconds, train_accuracy, test_accuracy; one curve a seed.
+    Columns of `history`: stage, epoch, seconds, train_accuracy, test_accuracy, with all stages of a record; one curve
+    a seed.  By second, transfer starts after the trainings that it needs.  With the rows of `results` (of `gather`) of
+    the same records, its curve starts at the accuracy of the CNN-DNN, which it is before its first step.
     """
     seeds = history.groupby("seed") if "seed" in history else [(0, history)]
-    for first, (_, one) in enumerate(seeds):
-        for stage, rows in one.groupby("stage", sort=False):
+    for first, (seed, one) in enumerate(seeds):
+        curves = one[one["stage"].isin(["global", "coherent", "transfer"])]
+        for stage, rows in curves.groupby("stage", sort=False):
             colour, marker = STYLE[stage]
-            x = rows["epoch"] if by == "epoch" else rows["seconds"].cumsum()
-            options = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.4}
-            ax.plot(x, 100 * rows["test_accuracy"], label=None if first else f"{stage}, test", **options)
-            options |= {"markersize": 3, "linewidth": 1, "fillstyle": "none"}
-            ax.plot(x, 100 * rows["train_accuracy"], "--", label=None if first else f"{stage}, train", **options)
-    ax.set(ylabel="accuracy (%)", xlabel="epoch" if by == "epoch" else "seconds of training", title=title)
+            before = seconds(one, "cnn-dnn") if stage == "transfer" and by == "second" else 0.0
+            x = rows["epoch"] if by == "epoch" else before + rows["seconds"].cumsum()
+            test, options = 100 * rows["test_accuracy"], {"color": colour, "linewidth": 1.2}
+            ax.plot(x, 100 * rows["train_accuracy"], "--", **(options | {"linewidth": 0.8}))
+            if stage == "transfer" and results is not None:
+                start = 100 * _reached(results, "cnn-dnn", seed)
+                x, test = [before, *x], [start, *test]
+            ax.plot(x, test, label=None if first else stage, marker=marker, markersize=4, **options)
+            if stage == "transfer" and results is not None:
+                colour, marker = STYLE["cnn-dnn"]
+                label = None if first else "cnn-dnn, start of transfer"
+                ax.plot(before, start, marker, color=colour, label=label, markersize=6, zorder=3)
+    ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on the training images")
+    told = "epoch (transfer: after the local ones)" if by == "epoch" else "seconds of training, all stages"
+    ax.set(ylabel="accuracy (%)", xlabel=told, title=title)
     if by == "epoch":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=8)
+
+
+def _reached(results: "pd.DataFrame", strategy: str, seed: int) -> float:
+    rows = results[results["strategy"] == strategy]
+    return float(rows.loc[rows["seed"] == seed if "seed" in rows else slice(None), "test_accuracy"].mean())
 
 
 def probabilities(ax: Axes, p: Any, classes: Sequence[str], title: str = "", colour: str = "#0072B2") -> None:

@@ -41,6 +41,7 @@ BESIDE = {
     ("experiment", "records"),
     ("experiment", "stages"),
     ("plots", "records"),
+    ("plots", "stages"),
     ("curves", "plots"),
     ("claims", "report"),
     ("sweep", "notebook"),

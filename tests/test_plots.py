@@ -101,3 +101,35 @@ def test_speed_up_has_a_line_a_size_and_backbone_without_overlap(ax):
         "32×32, vgg9, N workers",
         "32×32, resnet20, N workers",
     ]
+
+
+def trainings() -> pd.DataFrame:
+    lengths = {"global": 4.0, "local": 2.0, "local, fold 1": 1.0, "dense network": 0.5, "transfer": 1.0}
+    rows = [
+        {"seed": seed, "stage": stage, "epoch": epoch, "seconds": seconds, "train_accuracy": 0.5, "test_accuracy": 0.6}
+        for seed in (0, 1)
+        for stage, seconds in lengths.items()
+        for epoch in (1, 2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_transfer_starts_after_what_it_needs_and_as_the_cnn_dnn(ax):
+    results = pd.DataFrame(
+        {"strategy": ["cnn-dnn", "cnn-dnn", "vote"], "seed": [0, 1, 0], "test_accuracy": [0.4, 0.5, 0]}
+    )
+    plots.convergence(ax, trainings(), "second", results=results)
+    transfer = [line for line in ax.lines if line.get_marker() == plots.STYLE["transfer"][1]]
+    before = 2 * (2.0 + 1.0 + 0.5)
+    assert [list(line.get_xdata()) for line in transfer] == [[before, before + 1, before + 2]] * 2
+    assert [line.get_ydata()[0] for line in transfer] == [40, 50]
+    others = [line for line in ax.lines if line.get_marker() == plots.STYLE["global"][1]]
+    assert [list(line.get_xdata()) for line in others] == [[4, 8]] * 2
+
+
+def test_transfer_by_epoch_starts_at_none(ax):
+    plots.convergence(ax, trainings(), results=frame(**{"cnn-dnn": 0.4}))
+    transfer = [line for line in ax.lines if line.get_marker() == plots.STYLE["transfer"][1]]
+    assert [list(line.get_xdata()) for line in transfer] == [[0, 1, 2]] * 2
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(labels) == len(set(labels)) == 4
