@@ -1,6 +1,6 @@
 """The pictures, drawn from decompositions, images and records; colours that colour-blind readers can tell apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,25 +136,64 @@ def field(ax: Axes, values: Any, label: str, title: str = "", cmap: str = "civid
     bare(ax)
 
 
-def local_accuracy(ax: Axes, decomposition: Decomposition, accuracies: Sequence[float], title: str = "") -> None:
-    """Test accuracy of each local CNN, in %, drawn on its window (mean where windows overlap).
+def local_accuracy(ax: Axes, decomposition: Decomposition, accuracies: Any, test_images: int, title: str = "") -> None:
+    """Test accuracy of each local CNN, in %, drawn on its window (mean where windows overlap): (N,) or (seeds, N).
 
-    The colours span five points at the least, so that noise does not look like a finding.  Of a volume, the mean
-    along the depth, and the numbers from front to back.
+    The mean over seeds.  The colours span five points and four standard errors of a single accuracy over the test
+    images at the least, so that noise does not look like a finding.  Of a volume, the mean along the depth, and the
+    numbers from front to back.
     """
-    percent = [100 * a for a in accuracies]
-    painted = np.asarray(decomposition.paint(percent))
-    painted = painted.mean(-1) if painted.ndim == 3 else painted
+    share = np.atleast_2d(np.asarray(accuracies)).mean(0)
+    painted = 100 * _painted(decomposition, share)
     low, high = np.nanmin(painted), np.nanmax(painted)
-    wider = max(0.0, 5 - (high - low)) / 2
-    limits = {"vmin": low - wider, "vmax": high + wider}
-    field(ax, painted, "test accuracy (%)", title, **limits)
+    error = 100 * np.sqrt(share.mean() * (1 - share.mean()) / test_images)
+    wider = max(0.0, max(5, 4 * error) - (high - low)) / 2
+    field(ax, painted, "test accuracy (%)", title, vmin=low - wider, vmax=high + wider)
+    _numbers(ax, decomposition, [f"{100 * one:.0f}" for one in share])
+
+
+def importance(shown: Mapping[str, tuple[Decomposition, Any]], picture: Any = None) -> Figure:
+    """Test accuracy, in points, that the dense network loses without a subdomain; a panel each, one scale for all.
+
+    Title → decomposition and shares (N,) or (seeds, N), of which the mean is drawn: of a volume, along the depth, and
+    the numbers from front to back.  Over a test image (C, *shape), where one is given.
+    """
+    lost = {title: 100 * np.atleast_2d(shares).mean(0) for title, (_, shares) in shown.items()}
+    painted = {title: _painted(cuts, lost[title]) for title, (cuts, _) in shown.items()}
+    low, high = min(0, *(np.nanmin(x) for x in painted.values())), max(np.nanmax(x) for x in painted.values())
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns + 0.8, 2.4 * rows), squeeze=False)
+    for ax in axes.flat[len(shown) :]:
+        ax.axis("off")
+    for ax, (title, (cuts, _)) in zip(axes.flat, shown.items(), strict=False):
+        if picture is not None:
+            grey = np.asarray(picture).mean(0, keepdims=True)  # and light: colour and its depth are for the values
+            image(ax, grey)
+            ax.images[0].set_clim(2 * grey.min() - grey.max(), grey.max())
+        drawn = ax.imshow(painted[title], cmap="cividis", vmin=low, vmax=high, alpha=1 if picture is None else 0.5)
+        ax.set_title(title, fontsize=9)
+        bare(ax)
+        _numbers(ax, cuts, [f"{one:.1f}" for one in lost[title]])
+    figure.colorbar(drawn, ax=axes, label="points lost", shrink=0.8)
+    return figure
+
+
+def _painted(decomposition: Decomposition, values: Any) -> np.ndarray:
+    """(H, W): the mean over the windows that cover a pixel; of a volume, along the depth as well."""
+    painted = np.asarray(decomposition.paint(values))
+    return painted.mean(-1) if painted.ndim == 3 else painted
+
+
+def _numbers(ax: Axes, decomposition: Decomposition, texts: Sequence[str]) -> None:
+    """A text in each window, those behind one another from front to back; none where they would not be legible."""
     flat = _flat(decomposition)
     if len(flat) <= 16:
         for (rows, columns), behind in flat.items():
             label = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-            text = "\n".join(f"{percent[k]:.0f}" for k in behind)
-            ax.text(sum(columns) / 2 - 0.5, sum(rows) / 2 - 0.5, text, ha="center", va="center", bbox=label)
+            spot = sum(columns) / 2 - 0.5, sum(rows) / 2 - 0.5
+            text = "\n".join(texts[k] for k in behind)
+            ax.text(*spot, text, ha="center", va="center", fontsize=8, bbox=label)
 
 
 def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "") -> None:

@@ -28,17 +28,38 @@ def frame(**accuracies: float) -> pd.DataFrame:
 
 @pytest.mark.parametrize(("accuracies", "span"), [([0.73, 0.731, 0.732, 0.729], 5), ([0.3, 0.5, 0.4, 0.6], 30)])
 def test_colours_of_local_accuracy_span_five_points_at_least(ax, accuracies, span):
-    plots.local_accuracy(ax, ddlib.Decomposition.grid((8, 8), 2), accuracies)
+    plots.local_accuracy(ax, ddlib.Decomposition.grid((8, 8), 2), accuracies, 10_000)
     low, high = ax.images[0].get_clim()
     assert high - low == pytest.approx(span)
     assert low <= 100 * min(accuracies)
     assert high >= 100 * max(accuracies)
 
 
+def test_colours_of_local_accuracy_span_four_standard_errors_of_the_mean_over_seeds(ax):
+    plots.local_accuracy(ax, ddlib.Decomposition.grid((8, 8), 2), [[0.5] * 4, [0.46, 0.5, 0.5, 0.54]], 100)
+    low, high = ax.images[0].get_clim()
+    assert high - low == pytest.approx(20)
+    assert [text.get_text() for text in ax.texts] == ["48", "50", "50", "52"]
+
+
+@pytest.mark.parametrize("picture", [None, np.zeros((3, 8, 8), np.uint8)])
+def test_panels_of_importance_share_a_scale_and_show_every_value(picture):
+    two, four = (ddlib.Decomposition.grid((8, 8), parts) for parts in ((2, 1), 2))
+    figure = plots.importance({"a": (two, [[0.1, 0], [0.3, 0]]), "b": (four, [-0.01, 0.1, 0.05, 0])}, picture)
+    panels = [ax for ax in figure.axes if ax.texts]
+    assert [[text.get_text() for text in ax.texts] for ax in panels] == [
+        ["20.0", "0.0"],
+        ["-1.0", "10.0", "5.0", "0.0"],
+    ]
+    assert {ax.images[-1].get_clim() for ax in panels} == {(-1, 20)}
+    assert [len(ax.images) for ax in panels] == [1 + (picture is not None)] * 2
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("parts", [(2, 2), (2, 2, 2), (2, 2, 1)])
 def test_windows_behind_one_another_share_one_text(ax, parts):
     decomposition = ddlib.Decomposition.grid((8,) * len(parts), parts, 1)
-    plots.local_accuracy(ax, decomposition, np.linspace(0.1, 0.9, len(decomposition)))
+    plots.local_accuracy(ax, decomposition, np.linspace(0.1, 0.9, len(decomposition)), 10_000)
     plots.windows(ax, decomposition, names=True)
     values, names = ax.texts[:4], ax.texts[4:]
     assert len(names) == len(values) == 4
