@@ -199,42 +199,63 @@ def _numbers(ax: Axes, decomposition: Decomposition, texts: Sequence[str]) -> No
 def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "") -> None:
     """Test accuracy in % over decompositions: a column each, a marker a strategy, every seed a point.
 
-    Bars are Wilson's 95 % intervals of a single run over the test images.
+    Bars are Wilson's 95 % intervals of a single run over the test images.  Seeds stand side by side, with a line at
+    their mean.
     """
     frame = frame[~frame["strategy"].isin(["local", "sub-networks"])]
     columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
     there = dict.fromkeys(frame["strategy"])
     shown = [s for s in STYLE if s in there] + [s for s in there if s not in STYLE]
+    room = min(0.8 / len(shown), 0.2)  # of a strategy
     for k, strategy in enumerate(shown):
         colour, marker = STYLE.get(strategy, OTHER)
         some = frame[frame["strategy"] == strategy]
-        x = [columns.index(c) for c in zip(some["grid"], some["overlap"], strict=True)]
-        x = np.array(x) + (k - (len(shown) - 1) / 2) * 0.09
+        seeds = some.groupby(["grid", "overlap"], sort=False)
+        middle = np.array([columns.index(c) for c in zip(some["grid"], some["overlap"], strict=True)])
+        middle = middle + (k - (len(shown) - 1) / 2) * room
+        count = seeds["strategy"].transform("size")
+        x = middle + 0.8 * room * ((seeds.cumcount() + 0.5) / count - 0.5)
         y = some["test_accuracy"].to_numpy()
         low, high = np.array([interval(round(a * test_images), test_images) for a in y]).T
         bars = 100 * np.array([y - low, high - y])
-        ax.errorbar(x, 100 * y, bars, fmt=marker, color=colour, label=strategy, markersize=7, elinewidth=1)
+        size = 7 if count.max() == 1 else 4
+        ax.errorbar(x, 100 * y, bars, fmt=marker, color=colour, label=strategy, markersize=size, elinewidth=1)
+        several, mean = (count > 1).to_numpy(), 100 * seeds["test_accuracy"].transform("mean").to_numpy()
+        ends = middle[several] - 0.45 * room, middle[several] + 0.45 * room
+        ax.hlines(mean[several], *ends, color=colour, linewidth=1.6)
     ax.set_xticks(range(len(columns)), [f"{grid.replace('x', '×')}\nδ = {overlap}" for grid, overlap in columns])
     ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)")
     ax.set_title("\n".join(filter(None, (title, leader(frame)))))
     ax.set_xlim(-0.5, len(columns) - 0.5)
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    lines = "– mean of seeds" if frame.groupby(["grid", "overlap", "strategy"]).size().max() > 1 else None
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=lines)
 
 
 def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
     """Test accuracy in % of each strategy over "subdomains" (a column of their number) or "overlap" (P1, P2).
 
-    Mean over seeds, every seed a point.
+    Mean over seeds, with bars from the lowest to the highest; hollow where there is one seed alone.  Strategies are
+    drawn a little beside one another.
     """
-    for strategy, rows in frame.groupby("strategy", sort=False):
+    values = np.array(sorted(frame[by].unique()))
+    places = np.log2(values) if by == "subdomains" else values  # or few subdomains would be crowded
+    step = 0.016 * max(1, np.ptp(places))
+    shown = frame.groupby("strategy", sort=False)
+    for k, (strategy, rows) in enumerate(shown):
         colour, marker = STYLE.get(strategy, OTHER)
-        each = rows.groupby([by, "seed"])["test_accuracy"].mean().reset_index()  # over the local CNNs
-        mean = 100 * each.groupby(by)["test_accuracy"].mean()
-        ax.plot(each[by], 100 * each["test_accuracy"], marker, color=colour, alpha=0.35, markersize=5)
-        ax.plot(mean.index, mean, color=colour, marker=marker, label=strategy, markersize=7, linewidth=1.2)
+        each = 100 * rows.groupby([by, "seed"])["test_accuracy"].mean()  # over the local CNNs
+        y = each.groupby(by).agg(["mean", "min", "max", "size"])
+        x = places[np.searchsorted(values, y.index)] + step * (k - (len(shown) - 1) / 2)
+        options = {"color": colour, "marker": marker, "markersize": 6}
+        ax.plot(x, y["mean"], label=strategy, linewidth=1, **options)
+        ax.vlines(x, y["min"], y["max"], color=colour, linewidth=2)
+        one = (y["size"] == 1).to_numpy()
+        ax.plot(x[one], y["mean"][one], linestyle="none", markerfacecolor="white", **options)
+    if (frame.groupby(["strategy", by])["seed"].nunique() == 1).any():
+        ax.plot([], [], "o", color="#777777", markerfacecolor="white", markersize=6, label="hollow: one seed")
     label = "number of subdomains N" if by == "subdomains" else "overlap δ (pixels)"
     ax.set(xlabel=label, ylabel="test accuracy (%)", title=title)
-    ax.set_xticks(sorted(frame[by].unique()))
+    ax.set_xticks(places, [f"{value:g}" for value in values])
 
 
 def leader(frame: "pd.DataFrame") -> str:

@@ -154,3 +154,39 @@ def test_transfer_by_epoch_starts_at_none(ax):
     assert [list(line.get_xdata()) for line in transfer] == [[0, 1, 2]] * 2
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert len(labels) == len(set(labels)) == 4
+
+
+def test_seeds_of_a_strategy_stand_side_by_side_with_a_line_at_their_mean(ax):
+    rows = [
+        {"grid": grid, "overlap": 0, "strategy": strategy, "seed": seed, "test_accuracy": 0.6 + 0.1 * seed}
+        for grid in ("2x2", "4x4")
+        for strategy in ("vote", "cnn-dnn")
+        for seed in ((0, 1, 2) if grid == "2x2" else (0,))
+    ]
+    plots.strategies(ax, pd.DataFrame(rows), 100)
+    x = np.concatenate([container.lines[0].get_xdata() for container in ax.containers]).astype(float)
+    assert len(set(x.round(6))) == len(rows)
+    assert sorted(x.round()) == [0] * 6 + [1] * 2
+    bars = [lines for container in ax.containers for lines in container.lines[2]]
+    means = [line for lines in ax.collections if lines not in bars for line in lines.get_segments()]
+    np.testing.assert_allclose([line[:, 1] for line in means], 70)
+    assert {float(line[:, 0].mean().round()) for line in means} == {0}
+    assert ax.get_legend().get_title().get_text() == "– mean of seeds"
+
+
+@pytest.mark.parametrize("by", ["subdomains", "overlap"])
+def test_over_draws_the_range_of_seeds_and_one_seed_hollow(ax, by):
+    rows = [
+        {by: value, "strategy": strategy, "seed": seed, "test_accuracy": 0.6 + 0.1 * seed}
+        for strategy in ("vote", "cnn-dnn")
+        for value, seeds in ((4, (0, 1, 2)), (16, (0,)))
+        for seed in seeds
+    ]
+    plots.over(ax, pd.DataFrame(rows), by)
+    ranges = [[tuple(segment[:, 1]) for segment in bars.get_segments()] for bars in ax.collections]
+    np.testing.assert_allclose(ranges, [[(60, 80), (60, 60)]] * 2)
+    hollow = [line.get_ydata() for line in ax.lines if line.get_markerfacecolor() == "white" and len(line.get_ydata())]
+    np.testing.assert_allclose(hollow, [[60], [60]])
+    labels = [text.get_text() for text in ax.get_xticklabels()]
+    assert labels == ["4", "16"]
+    assert ax.get_legend_handles_labels()[1] == ["vote", "cnn-dnn", "hollow: one seed"]
