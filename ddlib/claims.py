@@ -138,8 +138,11 @@ def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
                 gaps = np.array([first - second for first, second in leads])
                 row = _row("C3", DEPENDS, "accuracy", pairs, "coherent", "cnn-dnn", gaps=gaps)
                 word = {"does not hold": "holds"}.get(row["verdict"], row["verdict"])  # either sign is a dependence
-                names = [f"{r.parameters['backbone']} (w {r.parameters['width']})" for r in pairs[0]]
-                rows.append(row | {"backbone": " − ".join(names), "width": None, "verdict": word, "McNemar": np.nan})
+                told = [
+                    f"{p['backbone']} (w {p['width']}, {p['epochs']} epochs)" for p in (r.parameters for r in pairs[0])
+                ]
+                both = {"backbone": " − ".join(told), "width": None, "epochs": None, "epochs of b": None}
+                rows.append(row | both | {"verdict": word, "McNemar": np.nan})
     return rows
 
 

@@ -1,9 +1,10 @@
-"""Ways to train N local CNNs at once that ddlib does not take, timed against the one it takes.
+"""Ways to train N local CNNs at once that ddlib does not take, timed against the one it takes, and where time goes.
 
-    python tests/bench_ways.py results/bench/ways.csv
+    python tests/bench_ways.py results/bench
 
-A step is forward, backward and plain SGD on a batch that is there already; processes are timed on whole epochs, since
-they share nothing.  Rates are medians over repeats in turn, ratios are to the first of the same kind.
+writes ways.csv and profile.csv.  A step is forward, backward and plain SGD on a batch that is there already; processes
+are timed on whole epochs, since they share nothing.  Rates are medians over repeats in turn, ratios are to the first
+of the same kind.
 """
 
 import copy
@@ -162,8 +163,22 @@ def compared(tasks: dict[str, Callable[[], None]], images: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def profiled(setting: bench.Setting) -> pd.DataFrame:
+    """An epoch of fused training, after one to warm up: operators by their share of the time, those of 1 % and more."""
+    local, data, recipe = setting.local(), setting.data(), setting.recipe(bench.BEST)
+    train_local(local, data, recipe, engine="fused", progress=False)
+    with torch.profiler.profile() as profile:
+        train_local(local, data, recipe, engine="fused", progress=False)
+    spent = pd.Series({event.key: event.self_cpu_time_total for event in profile.key_averages()})
+    shares = (100 * spent / spent.sum()).sort_values(ascending=False)
+    parts = "x".join(map(str, setting.parts))
+    return shares[shares >= 1].round(1).rename_axis("operator").reset_index(name="share, %").assign(parts=parts)
+
+
 if __name__ == "__main__":
-    table = pd.concat([ways(bench.Setting(parts=parts)) for parts in ((2, 2), (4, 4))], ignore_index=True)
-    print(table.to_string(index=False))
-    if len(sys.argv) > 1:
-        write_atomically(Path(sys.argv[1]), table.to_csv(index=False))
+    settings = [bench.Setting(parts=parts) for parts in ((2, 2), (4, 4))]
+    tables = {"profile": pd.concat(map(profiled, settings)), "ways": pd.concat(map(ways, settings))}
+    for name, table in tables.items():
+        print(table.to_string(index=False))
+        if len(sys.argv) > 1:
+            write_atomically(Path(sys.argv[1]) / f"{name}.csv", table.to_csv(index=False))

@@ -110,7 +110,7 @@ def test_whether_the_backbone_matters_is_the_difference_of_two_differences():
     found = both(0.9) + both(0.5, backbone="resnet20", width=8) + both(0.9, grid="4x4")
     row = judge(found, what=claims.DEPENDS).squeeze()
     assert row["difference"] == pytest.approx(40)
-    assert (row["backbone"], row["grid"]) == ("vgg9 (w 32) − resnet20 (w 8)", "2x2")
+    assert (row["backbone"], row["grid"]) == ("vgg9 (w 32, 12 epochs) − resnet20 (w 8, 12 epochs)", "2x2")
     assert row["verdict"] == "holds"
     turned = both(0.5) + both(0.9, backbone="resnet20", width=8)
     row = judge(turned, what=claims.DEPENDS).squeeze()
