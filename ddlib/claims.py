@@ -13,19 +13,20 @@ import numpy as np
 from . import records
 from .evaluation import paired_test, verdict
 from .records import Record
-from .report import POINT, point, points
+from .report import POINT, point, points, scored
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# claim → what it says, and the comparisons (a, b) of strategies on which "a is more accurate than b" is judged
-CLAIMS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
-    "C1": ("CNN-DNN beats average and vote", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
-    "C2": ("transfer beats the CNN-DNN", (("transfer", "cnn-dnn"),)),
-    "C3": ("coherent from scratch beats the CNN-DNN", (("coherent", "cnn-dnn"),)),
-    "C5": ("beats the global CNN", (("cnn-dnn", "global"), ("transfer", "global"))),
-    "C6": ("composed and trained on beats random weights (E epochs)", (("channels", "global"),)),
-}
+# claim, what it says in words, and the comparisons (a, b) of strategies on which "a is more accurate than b" is judged
+CLAIMS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("C1", "CNN-DNN beats average and vote", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
+    ("C2", "transfer beats the CNN-DNN", (("transfer", "cnn-dnn"),)),
+    ("C3", "coherent from scratch beats the CNN-DNN", (("coherent", "cnn-dnn"),)),
+    ("C5", "CNN-DNN beats the global CNN", (("cnn-dnn", "global"),)),
+    ("C5", "transfer beats the global CNN", (("transfer", "global"),)),
+    ("C6", "composed and trained on beats random weights (E epochs)", (("channels", "global"),)),
+)
 # what is trained twice, for E + E epochs, against 2·E epochs of another: (a, b), and the loss that the claim allows
 BUDGET: dict[str, tuple[tuple[str, str, float], ...]] = {
     "C2": (("transfer", "cnn-dnn", 0.0), ("transfer", "coherent", 0.0)),
@@ -49,9 +50,10 @@ def judge(found: Sequence[Record]) -> "pd.DataFrame":
     largest p of that test over the seeds (1 where they differ in sign), subset (of the training images; that decides
     nothing), and adjusted p.
 
-    The family of a row are the rows of the same claim, comparison in words and metric: of those that hold or do not
-    hold, at most 5 % are expected to be false, where the rows are independent or positively dependent (Benjamini and
-    Hochberg 1995).  A row whose adjusted p is larger becomes undecided.  Intervals stay those of each row by itself.
+    The family of a row are the rows with the same claim, comparison in words and metric, on whole training sets and
+    with three seeds: of those that hold or do not hold, at most 5 % are expected to be false, where the rows are
+    independent or positively dependent (Benjamini and Hochberg 1995).  A row whose adjusted p is larger becomes
+    undecided.  Intervals stay those of each row by itself.
     """
     import pandas as pd
 
@@ -61,46 +63,45 @@ def judge(found: Sequence[Record]) -> "pd.DataFrame":
 
 
 def summary(judged: "pd.DataFrame", times: "pd.DataFrame | None" = None) -> "pd.DataFrame":
-    """Claim by claim: how many rows of three seeds or more hold, do not hold and are undecided, and a word for all.
+    """Comparison by comparison: how many rows hold, do not hold and are undecided, and a word for all.
 
-    C1, C2 and C6 hold where some row does and none says the contrary, and do not where it is the other way round.  C3
-    speaks of the difference between backbones.  C5 says *can*: one row that holds is enough, and it does not hold
-    where every row says so.  C4 counts the rows of `times`, the training-time table, with a speed-up above 1.
+    Rows of accuracy count, with three seeds or more, on whole training sets.  A comparison holds where some row does
+    and none says the contrary, and does not hold where it is the other way round.  C5 says *can*: one row that holds
+    is enough, and it does not hold where every row says so.  C3's dependence on the backbone cannot be refuted, only
+    not be seen.  C4 counts the rows of `times`, the training-time table, with a speed-up above 1.
     """
     import pandas as pd
 
+    enough = judged[(judged["n"] > 2) & (judged["metric"] == "accuracy") & ~judged["subset"].astype(bool)]
+    stated = [*((claim, what) for claim, what, _ in CLAIMS), ("C3", DEPENDS)]
     rows = []
-    enough = judged[(judged["n"] > 2) & (judged["metric"] == "accuracy") & ~judged["subset"]]
-    for claim, (what, _) in CLAIMS.items():
-        said = DEPENDS if claim == "C3" else what
-        own = enough[(enough["claim"] == claim) & (enough["what"] == said)]["verdict"]
+    for claim, what in dict.fromkeys([*stated, *zip(enough["claim"], enough["what"], strict=True)]):
+        own = enough[(enough["claim"] == claim) & (enough["what"] == what)]["verdict"]
         count = {word: int((own == word).sum()) for word in ("holds", "does not hold", "undecided")}
         against = count["does not hold"] and not (claim == "C5" and count["undecided"])
         holds = count["holds"] and (claim == "C5" or not against)
         word = "holds" if holds else "does not hold" if against and not count["holds"] else "undecided"
-        rows.append({"claim": claim, "what": said, **count, "verdict": word if len(own) else "not run"})
+        rows.append({"claim": claim, "what": what, **count, "verdict": word if len(own) else "not run"})
     if times is not None:
         faster = times["parallel speed-up"] > 1
         count = {"holds": int(faster.sum()), "does not hold": int((~faster).sum()), "undecided": 0}
-        said = "local training, a worker for each, is faster than the global CNN (no test: medians)"
+        what = "local training, a worker for each, is faster than the global CNN (no test: medians)"
         word = "holds" if faster.all() else "does not hold"
-        rows.append({"claim": "C4", "what": said, **count, "verdict": word if len(times) else "not run"})
-    return pd.DataFrame(rows).sort_values("claim", ignore_index=True)
+        rows.append({"claim": "C4", "what": what, **count, "verdict": word if len(times) else "not run"})
+    return pd.DataFrame(rows).sort_values("claim", ignore_index=True, kind="stable")
 
 
 def _within(found: Sequence[Record]) -> list[dict[str, Any]]:
     """`CLAIMS` of each point; controls of `_equal_budget` apart.  Points with a remedy are not the papers' way."""
     some = _plain(found)
-    controls = {twin.settings for pairs in _longer(some) for _, twin in pairs}
-    rows = []
-    for claim, (what, comparisons) in CLAIMS.items():
-        for group in points(some).values():
-            once = group[0].settings in controls and not {"transfer", "channels"} & set(group[0].strategies)
+    controls, rows = _controls(some), []
+    for claim, what, comparisons in CLAIMS:
+        for settings, group in points(some).items():
             for a, b in comparisons:
                 for metric in ("accuracy", "AUC"):
                     both = [(record, record) for record in group if _has(record, a, metric) and _has(record, b, metric)]
                     if both:
-                        said = f"{what}, both after 2·E epochs" if once else what
+                        said = f"{what}, both after 2·E epochs" if settings in controls else what
                         rows.append(_row(claim, said, metric, both, a, b))
     return rows
 
@@ -120,14 +121,16 @@ def _equal_budget(found: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
-    """C3: the difference between two backbones of (coherent − CNN-DNN), at the width and epochs that each has."""
-    alike: dict[tuple[Any, ...], list[list[Record]]] = {}
-    for group in points(
-        [r for r in _plain(found) if {"coherent", "cnn-dnn", "transfer"} <= set(r.strategies)]
-    ).values():
-        told = point(group[0])
-        same = (*(told[name] for name in ("dataset", "grid", "overlap", "variant")), group[0].parameters.get("options"))
-        alike.setdefault(same, []).append(group)
+    """C3: the difference between two backbones of (coherent − CNN-DNN), at the width and epochs that each has.
+
+    All other parameters are equal; seeds are paired, though they share nothing but the order of the images.
+    """
+    some = _plain(found)
+    controls, alike = _controls(some), dict[str, list[list[Record]]]()
+    for settings, group in points([r for r in some if {"coherent", "cnn-dnn"} <= set(r.strategies)]).items():
+        own = {"backbone", "width", "epochs", "seed"}
+        same = str(sorted((k, v) for k, v in group[0].parameters.items() if k not in own))
+        alike.setdefault(same, []).extend([group] if settings not in controls else [])
     rows = []
     for groups in alike.values():
         for one, two in combinations(groups, 2):
@@ -142,7 +145,7 @@ def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
                     f"{p['backbone']} (w {p['width']}, {p['epochs']} epochs)" for p in (r.parameters for r in pairs[0])
                 ]
                 both = {"backbone": " − ".join(told), "width": None, "epochs": None, "epochs of b": None}
-                rows.append(row | both | {"verdict": word, "McNemar": np.nan})
+                rows.append(row | both | {"verdict": word})
     return rows
 
 
@@ -187,12 +190,12 @@ def _row(
 
     `gaps` (seeds, n) stands in place of "a is right" − "b is right" for each test image.
     """
+    tested = metric == "accuracy" and gaps is None
     if metric == "AUC":
         differences, error = _auc_differences(pairs, a, b)
     else:
         gaps = np.array([_right(one, a) - _right(two, b) for one, two in pairs]) if gaps is None else gaps
-        # each image's mean over the seeds, so that what is noise of a seed is not counted twice
-        differences, error = gaps.mean(1), float(gaps.mean(0).std(ddof=1)) / math.sqrt(gaps.shape[1])
+        differences, error = gaps.mean(1), _image_error(gaps)
     judged = verdict(100 * differences, margin, 100 * error)
     return {
         **{"claim": claim, "what": what, "metric": metric, **point(pairs[0][0]), "a": a, "b": b},
@@ -203,7 +206,7 @@ def _row(
         "high": judged.high,
         "p": judged.p_value,
         "verdict": "undecided" if (subset := pairs[0][0].parameters.get("train_size") is not None) else judged.word,
-        "McNemar": _mcnemar(pairs, a, b) if metric == "accuracy" else np.nan,
+        "McNemar": _mcnemar(pairs, a, b) if tested else np.nan,
         "subset": subset,
     }
 
@@ -215,10 +218,21 @@ def _mcnemar(pairs: Pairs, a: str, b: str) -> float:
     return max(test.p_value for test in tests) if len({np.sign(test.difference) for test in tests}) == 1 else 1.0
 
 
+def _image_error(gaps: np.ndarray) -> float:
+    """Standard error of the mean of `gaps` (seeds, n) that the n images leave, which all seeds share.
+
+    What is noise of an image in a single seed is in the spread of the seeds already, so it is taken out.
+    """
+    seeds, images = gaps.shape
+    mean = gaps.mean(0)
+    noise = ((gaps - mean - gaps.mean(1, keepdims=True) + gaps.mean()) ** 2).sum() / max((seeds - 1) * (images - 1), 1)
+    return math.sqrt(max(mean.var(ddof=1) - noise / seeds, 0) / images)
+
+
 def _auc_differences(pairs: Pairs, a: str, b: str) -> tuple[np.ndarray, float]:
     """Differences in the area under the ROC curve, by seed, and the standard error that the test images leave.
 
-    The latter of the mean over seeds, as DeLong, DeLong and Clarke-Pearson (1988) estimate it from pairs of images.
+    The latter by the placements of each image among those of the other class (DeLong, DeLong and Clarke-Pearson 1988).
     """
     labels = pairs[0][0].arrays["labels"]
 
@@ -228,9 +242,7 @@ def _auc_differences(pairs: Pairs, a: str, b: str) -> tuple[np.ndarray, float]:
         return (gap > 0) + 0.5 * (gap == 0)  # for each pair of a positive and a negative image
 
     gaps = np.array([ordered(one, a) - ordered(two, b) for one, two in pairs])
-    mean = gaps.mean(0)
-    error = sum(float(mean.mean(axis).var(ddof=1)) / mean.shape[1 - axis] for axis in (0, 1))
-    return gaps.mean((1, 2)), math.sqrt(error)
+    return gaps.mean((1, 2)), math.hypot(_image_error(gaps.mean(2)), _image_error(gaps.mean(1)))
 
 
 def _right(record: Record, strategy: str) -> np.ndarray:
@@ -238,15 +250,18 @@ def _right(record: Record, strategy: str) -> np.ndarray:
 
 
 def _has(record: Record, strategy: str, metric: str) -> bool:
-    """A vote has no score of its own: that in the records breaks ties by the average."""
-    if metric == "AUC":
-        return f"score/{strategy}" in record.arrays and strategy != "vote"
-    return strategy in record.strategies
+    return strategy in record.strategies and (metric == "accuracy" or strategy in scored(record))
 
 
 def _plain(found: Iterable[Record]) -> list[Record]:
     """Without those that have an option of `REMEDIES`."""
     return [record for record in found if not set(REMEDIES) & set(record.parameters)]
+
+
+def _controls(found: Sequence[Record]) -> set[str]:
+    """Settings of the points that are there for `_equal_budget` alone: nothing is trained twice in them."""
+    twice = {record.settings for record in found if {"transfer", "channels"} & set(record.strategies)}
+    return {twin.settings for pairs in _longer(found) for _, twin in pairs} - twice
 
 
 def _longer(found: Sequence[Record]) -> list[list[tuple[Record, Record]]]:

@@ -143,8 +143,10 @@ def communication(ax: Axes, traffic: "pd.DataFrame", title: str = "") -> None:
 def verdicts(judged: "pd.DataFrame") -> Figure:
     """Mean differences in test accuracy with their 95 % intervals: a panel a comparison, a row a point.
 
-    Columns: those of `claims.judge`.  Filled where the claim holds, crossed where it does not, empty if undecided.
+    Columns: those of `claims.judge`, of which rows of accuracy at a single backbone are shown.  Filled where the claim
+    holds, crossed where it does not, empty if undecided.
     """
+    judged = judged[(judged["metric"] == "accuracy") & judged["width"].notna()]
     kinds = judged[["claim", "a", "b"]].drop_duplicates().to_dict("records")
     names = _point_names(judged)
     places = judged.groupby(["dataset", "backbone", "grid", "overlap"], sort=False).ngroup()
@@ -180,15 +182,19 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
 
 
 def _point_names(judged: "pd.DataFrame") -> "pd.Series":
-    """What tells the rows apart, in words: epochs and options only where points differ in them alone."""
+    """What tells the rows apart, in words: width, epochs and options only where points differ in them alone."""
     place = ["dataset", "backbone", "grid", "overlap"]
-    base = judged["dataset"] + ", " + judged["backbone"] + ", " + judged["grid"].str.replace("x", "×")
-    base = base + judged["overlap"].map(lambda overlap: f", δ = {overlap}" if overlap else "")
-    told = base
-    several = judged.groupby(place)[["epochs", "variant"]].transform("nunique") > 1
-    for name, unit in (("epochs", " epochs"), ("variant", "")):
-        more = judged[name].map(lambda value, unit=unit: f", {value}{unit}" if value else "")
-        told = told + more.where(several[name], "")
-    twice = judged["epochs"].astype(str) + " + " + judged["epochs"].astype(str)
-    equal = base + ", " + twice + " against " + judged["epochs of b"].astype(str) + " epochs"
-    return told.mask(judged["epochs of b"] > judged["epochs"], equal)
+    told = judged["dataset"] + ", " + judged["backbone"] + ", " + judged["grid"].str.replace("x", "×")
+    told = told + judged["overlap"].map(lambda overlap: f", δ = {overlap}" if overlap else "")
+    epochs = judged["epochs"].astype(str)
+    longer = epochs + " + " + epochs + " against " + judged["epochs of b"].astype(str)
+    words = {
+        "width": "width " + judged["width"].astype(str),
+        "epochs": epochs.mask(judged["epochs of b"] > judged["epochs"], longer) + " epochs",
+        "variant": judged["variant"],
+    }
+    several = judged.groupby(place)[[*words]].transform("nunique") > 1
+    several["epochs"] |= judged["epochs of b"] > judged["epochs"]
+    for name, word in words.items():
+        told = told + (", " + word).where(several[name] & (word != ""), "")
+    return told

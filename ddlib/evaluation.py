@@ -62,7 +62,7 @@ class Verdict(NamedTuple):
 def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, confidence: float = 0.95) -> Verdict:
     """Does a claim "a exceeds b by more than −margin" hold, judged by the differences a − b of n seeds (ours)?
 
-    It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies at or
+    It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies
     below, and is undecided otherwise; fewer than three seeds decide nothing.  `error` is the standard error that the
     test images themselves leave, which all seeds share: it is added to that of the seeds, with
     Welch and Satterthwaite's degrees of freedom, and the interval is never narrower than Student's of the seeds alone.
@@ -87,7 +87,7 @@ def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, con
     reach = max(float(law.ppf(0.5 + confidence / 2)) * scale for law, scale in laws)
     p_value = max(float(2 * law.sf(away / scale)) if scale else float(not away) for law, scale in laws)
     low, high = mean - reach, mean + reach
-    word = "holds" if low > -margin else "does not hold" if high <= -margin else "undecided"
+    word = "holds" if low > -margin else "does not hold" if high < -margin else "undecided"
     return Verdict(word, n, mean, low, high, p_value)
 
 

@@ -295,7 +295,7 @@ def convergence(
     the same records, its curve starts at the accuracy of the CNN-DNN, which it is before its first step.
     """
     seeds = history.groupby("seed") if "seed" in history else [(0, history)]
-    for first, (seed, one) in enumerate(seeds):
+    for later, (seed, one) in enumerate(seeds):
         curves = one[one["stage"].isin(["global", "coherent", "transfer"])]
         for stage, rows in curves.groupby("stage", sort=False):
             colour, marker = STYLE[stage]
@@ -306,10 +306,10 @@ def convergence(
             if stage == "transfer" and results is not None:
                 start = 100 * _reached(results, "cnn-dnn", seed)
                 x, test = [before, *x], [start, *test]
-            ax.plot(x, test, label=None if first else stage, marker=marker, markersize=4, **options)
+            ax.plot(x, test, label=None if later else stage, marker=marker, markersize=4, **options)
             if stage == "transfer" and results is not None:
                 colour, marker = STYLE["cnn-dnn"]
-                label = None if first else "cnn-dnn, start of transfer"
+                label = None if later else "cnn-dnn, start of transfer"
                 ax.plot(before, start, marker, color=colour, label=label, markersize=6, zorder=3)
     ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on the training images")
     told = "epoch (transfer: after the local ones)" if by == "epoch" else "seconds of training, all stages"

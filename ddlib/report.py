@@ -138,26 +138,30 @@ def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
     return ordered[ordered["test_accuracy"].gt(best.shift(fill_value=-1))]
 
 
+def scored(record: Record) -> list[str]:
+    """Strategies with a score of the second class, but the vote: its score there breaks ties by the average."""
+    names = [name.removeprefix("score/") for name in record.arrays if name.startswith("score/")]
+    return [name for name in names if name != "vote"]
+
+
 def scores(found: Iterable[Record]) -> "pd.DataFrame":
     """Area under the ROC curve, in %, of each strategy on data of two classes, beside its accuracy.
 
-    `larger class` is the accuracy of always answering the more frequent class.  A vote has no score of its own (that
-    in the records breaks ties by the average), so none is told.
+    `larger class` is the accuracy of always answering the more frequent class.
     """
     import pandas as pd
     from sklearn.metrics import roc_auc_score
 
     rows = []
     for record in found:
-        for name, score in record.arrays.items():
-            kind, _, strategy = name.partition("/")
-            if kind == "score" and strategy != "vote":
-                each = [roc_auc_score(record.arrays["labels"], one) for one in np.atleast_2d(score)]
-                accuracy = (np.atleast_2d(record.predicted(strategy)) == record.arrays["labels"]).mean()
-                larger = np.bincount(record.arrays["labels"]).max() / len(record.arrays["labels"])
-                figures = {"AUC": np.mean(each), "accuracy": accuracy, "larger class": larger}
-                figures = {name: 100 * float(value) for name, value in figures.items()}
-                rows.append({**point(record), "seed": record.parameters["seed"], "strategy": strategy, **figures})
+        for strategy in scored(record):
+            score = record.arrays[f"score/{strategy}"]
+            each = [roc_auc_score(record.arrays["labels"], one) for one in np.atleast_2d(score)]
+            accuracy = (np.atleast_2d(record.predicted(strategy)) == record.arrays["labels"]).mean()
+            larger = np.bincount(record.arrays["labels"]).max() / len(record.arrays["labels"])
+            figures = {"AUC": np.mean(each), "accuracy": accuracy, "larger class": larger}
+            figures = {name: 100 * float(value) for name, value in figures.items()}
+            rows.append({**point(record), "seed": record.parameters["seed"], "strategy": strategy, **figures})
     return pd.DataFrame(rows)
 
 

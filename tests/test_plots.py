@@ -90,6 +90,7 @@ def test_strategies_differ_in_grey_by_their_markers():
 
 def test_verdicts_are_a_panel_a_comparison_and_a_row_a_point():
     common = {"dataset": "digits", "backbone": "vgg9", "overlap": 0, "variant": "", "low": -1.0, "high": 3.0}
+    common |= {"metric": "accuracy", "width": 16}
     first = common | {"claim": "C1", "a": "cnn-dnn", "b": "vote", "difference": 1.0, "epochs": 12, "epochs of b": 12}
     second = common | {"claim": "C2", "a": "transfer", "b": "cnn-dnn", "difference": -0.5, "grid": "4x4"}
     rows = [
@@ -97,6 +98,7 @@ def test_verdicts_are_a_panel_a_comparison_and_a_row_a_point():
         first | {"grid": "4x4", "verdict": "does not hold"},
         second | {"epochs": 12, "epochs of b": 24, "verdict": "undecided"},
         second | {"epochs": 24, "epochs of b": 24, "verdict": "undecided"},  # told apart by its epochs
+        first | {"grid": "8x8", "metric": "AUC", "verdict": "holds"},  # not of accuracy
     ]
     figure = curves.verdicts(pd.DataFrame(rows))
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
