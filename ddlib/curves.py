@@ -164,6 +164,12 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
             ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.2)
             ax.plot(row["difference"], y, marker=marker, color=colour, fillstyle=filled, markersize=5)
         ax.axvline(0, color="black", linewidth=0.8)
+        reached = shown["low"].min(), shown["high"].max()
+        if max(map(abs, reached)) > 40:  # or one point hides the others
+            ax.set_xscale("symlog", linthresh=10)
+            ticks = [tick for tick in (-80, -10, 0, 10, 80) if reached[0] <= tick <= reached[1]]
+            ax.set_xticks(ticks, ticks)
+            ax.margins(x=0.1)
         ax.set_title(f"{kind['claim']}: {kind['a']}\n− {kind['b']}", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.grid(True, axis="x", alpha=0.3)
