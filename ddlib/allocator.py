@@ -1,7 +1,8 @@
 """Memory that one step frees is kept for the next, while a network trains on a CPU.
 
 glibc hands large freed blocks back to the system, and a step later asks for them anew; each page is then a page fault.
-Without them VGG9 trained 5 % faster in one measurement (`results/bench/ways.csv`), at 2×2 as at 4×4; a machine's noise can hide it.
+Without them VGG9 trained 5 % faster, at 2×2 as at 4×4, in one measurement (`results/bench/ways.csv`); the noise of a
+machine can hide it.
 """
 
 import ctypes
