@@ -9,8 +9,9 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,10 +181,12 @@ def ceiling(precision: str, size: int = 1024, repeats: int = 20) -> float:
 def compare(tasks: dict[str, Callable[[], Any]], repeats: int = 3) -> dict[str, float]:
     """Median seconds of each task: one warm-up, then `repeats` rounds in turn, so that drift hits all alike."""
     device = choose_device()
-    for task in tasks.values():
-        task()
-    rounds = [{name: _seconds(task, device) for name, task in tasks.items()} for _ in range(repeats)]
-    return {name: statistics.median(one[name] for one in rounds) for name in tasks}
+    return _medians({name: partial(_seconds, task, device) for name, task in tasks.items()}, repeats)
+
+
+def _medians(timed: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    rounds = [{name: seconds() for name, seconds in timed.items()} for _ in range(1 + repeats)]
+    return {name: statistics.median(one[name] for one in rounds[1:]) for name in timed}
 
 
 def _seconds(task: Callable[[], Any], device: torch.device) -> float:
@@ -253,14 +256,14 @@ def _apart(s: Setting, engines: Sequence[str], repeats: int) -> dict[str, float]
     """`compare` with a process for each engine: what one does to the memory is not the next one's."""
     pools = {engine: process_pool(1, torch.get_num_threads()) for engine in engines}
     try:
-        rounds = [
-            {engine: pool.submit(_timed, s, engine).result() for engine, pool in pools.items()}
-            for _ in range(1 + repeats)
-        ]
+        return _medians({engine: partial(_elsewhere, pool, s, engine) for engine, pool in pools.items()}, repeats)
     finally:
         for pool in pools.values():
             pool.shutdown()
-    return {engine: statistics.median(one[engine] for one in rounds[1:]) for engine in engines}
+
+
+def _elsewhere(pool: Executor, s: Setting, engine: str) -> float:
+    return pool.submit(_timed, s, engine).result()
 
 
 def _engines(s: Setting, best: str, top: dict[str, float], repeats: int, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -94,9 +94,9 @@ def summary(judged: "pd.DataFrame", times: "pd.DataFrame | None" = None) -> "pd.
 def _within(found: Sequence[Record]) -> list[dict[str, Any]]:
     """`CLAIMS` of each point; controls of `_equal_budget` apart.  Points with a remedy are not the papers' way."""
     some = _plain(found)
-    controls, rows = _controls(some), []
+    controls, groups, rows = _controls(some), points(some), []
     for claim, what, comparisons in CLAIMS:
-        for settings, group in points(some).items():
+        for settings, group in groups.items():
             for a, b in comparisons:
                 for metric in ("accuracy", "AUC"):
                     both = [(record, record) for record in group if _has(record, a, metric) and _has(record, b, metric)]
@@ -126,11 +126,12 @@ def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
     All other parameters are equal; seeds are paired, though they share nothing but the order of the images.
     """
     some = _plain(found)
-    controls, alike = _controls(some), dict[str, list[list[Record]]]()
-    for settings, group in points([r for r in some if {"coherent", "cnn-dnn"} <= set(r.strategies)]).items():
-        own = {"backbone", "width", "epochs", "seed"}
+    controls, own = _controls(some), {"backbone", "width", "epochs", "seed"}
+    both = [r for r in some if {"coherent", "cnn-dnn"} <= set(r.strategies) and r.settings not in controls]
+    alike: dict[str, list[list[Record]]] = {}
+    for group in points(both).values():
         same = str(sorted((k, v) for k, v in group[0].parameters.items() if k not in own))
-        alike.setdefault(same, []).extend([group] if settings not in controls else [])
+        alike.setdefault(same, []).append(group)
     rows = []
     for groups in alike.values():
         for one, two in combinations(groups, 2):
@@ -144,8 +145,8 @@ def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
                 told = [
                     f"{p['backbone']} (w {p['width']}, {p['epochs']} epochs)" for p in (r.parameters for r in pairs[0])
                 ]
-                both = {"backbone": " − ".join(told), "width": None, "epochs": None, "epochs of b": None}
-                rows.append(row | both | {"verdict": word})
+                pair = {"backbone": " − ".join(told), "width": None, "epochs": None, "epochs of b": None}
+                rows.append(row | pair | {"verdict": word})
     return rows
 
 

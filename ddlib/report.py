@@ -113,11 +113,10 @@ def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.D
     import pandas as pd
 
     rows, found = [], list(found)
-    shapes = {_images(record): record.provenance.get("image_shape") for record in found}
-    shapes |= {_images(r): r.provenance["image_shape"] for r in found if "image_shape" in r.provenance}
+    shapes = {_images(r): r.provenance["image_shape"] for r in found if "image_shape" in r.provenance}
     for record in found:
         reached = record.frame().groupby("strategy", sort=False)["test_accuracy"].mean()
-        history = _timed_alone(record, times, shapes[_images(record)])
+        history = _timed_alone(record, times, shapes.get(_images(record)))
         for strategy, value in reached.items():
             spent = {how: seconds(history, strategy, how == "parallel") for how in ("one machine", "parallel")}
             seed = record.parameters["seed"]
