@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -23,13 +24,14 @@ from . import checks
 from .aggregation import DenseAggregator
 from .backbones import Backbone, GroupedLinear, build
 from .decomposition import Decomposition
-from .engines import process_pool, train_local
+from .engines import train_local
 from .files import write_atomically
 from .images import ImageSet, image_set
 from .local import LocalCNNs
 from .model import CNNDNN
 from .records import provenance
 from .training import RECIPES, Recipe, choose_device, choose_precision, fit, train_aggregator
+from .workers import Workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -254,12 +256,10 @@ def _timed(s: Setting, engine: str) -> float:
 
 def _apart(s: Setting, engines: Sequence[str], repeats: int) -> dict[str, float]:
     """`compare` with a process for each engine: what one does to the memory is not the next one's."""
-    pools = {engine: process_pool(1, torch.get_num_threads()) for engine in engines}
-    try:
-        return _medians({engine: partial(_elsewhere, pool, s, engine) for engine, pool in pools.items()}, repeats)
-    finally:
-        for pool in pools.values():
-            pool.shutdown()
+    with ExitStack() as stack:
+        workers = partial(Workers, 1, torch.set_num_threads, torch.get_num_threads())
+        own = {engine: stack.enter_context(workers()) for engine in engines}
+        return _medians({engine: partial(_elsewhere, pool, s, engine) for engine, pool in own.items()}, repeats)
 
 
 def _elsewhere(pool: Executor, s: Setting, engine: str) -> float:

@@ -14,18 +14,18 @@ A plan of several such blocks has them as a list under `blocks`.
 
 import itertools
 import os
-import signal
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import checks, files, records
 from .experiment import Experiment
 from .notebook import LISTS, points
+from .workers import Workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,16 +164,14 @@ def run(
     results = {(point.output, point.name): ("skipped", known[id(point)]) for point in plan if point not in todo}
     given = os.environ.get("OMP_NUM_THREADS", "")  # the user's own choice stays
     threads = None if executor or given else max(1, (os.cpu_count() or 1) // jobs)
-    own = None if executor else ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_leave_interrupts_to_us)
+    with nullcontext(executor) if executor else Workers(jobs) as place:
 
-    def submit(points: list[Point], wait: bool) -> dict[Future, Point]:
-        place = executor or own
-        return {
-            place.submit(run_point, str(p.notebook), str(p.output), p.name, p.parameters, force, threads, wait): p
-            for p in points
-        }
+        def submit(points: list[Point], wait: bool) -> dict[Future, Point]:
+            return {
+                place.submit(run_point, str(p.notebook), str(p.output), p.name, p.parameters, force, threads, wait): p
+                for p in points
+            }
 
-    try:
         tasks, bar = submit(todo, False), tqdm(total=len(todo), desc="points", unit="point", disable=not todo)
         while tasks:
             busy = []
@@ -195,32 +193,19 @@ def run(
                 report(f"Another sweep is at work on these points; waiting for it: {', '.join(p.name for p in busy)}")
             tasks = submit(busy, True)
         bar.close()
-    except BaseException:
-        if own is not None:
-            own.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():  # its kernel ends with it
-                worker.terminate()
-        raise
-    if own is not None:
-        own.shutdown()
     return pd.DataFrame([(p.name, *results[p.output, p.name]) for p in plan], columns=["point", "result", "reason"])
 
 
 def _alone(point: Point, force: bool, threads: int | None) -> str | None:
     """Run a point that was lost with its pool again, in a process of its own, waiting where it must."""
     arguments = str(point.notebook), str(point.output), point.name, point.parameters, force, threads, True
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_leave_interrupts_to_us) as own:
+    with Workers(1) as own:
         try:
             return own.submit(run_point, *arguments).result()
         except BrokenProcessPool:
             return "its process died (killed, or out of memory)"
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-
-
-def _leave_interrupts_to_us() -> None:
-    """Ctrl-C reaches every process of a terminal; the workers are ended by the sweep itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_point(

@@ -20,7 +20,7 @@ HERE = Path(ddlib.__file__).parent
 MODULES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__init__")
 
 FLOORS = [
-    {"allocator", "checks", "files", "progress"},
+    {"allocator", "checks", "files", "progress", "workers"},
     {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation", "checkpoints"},
     {"local", "aggregation", "channels"},
     {"model", "training"},
