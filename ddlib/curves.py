@@ -1,5 +1,6 @@
 """The pictures of cost: accuracy over time, speed-up, scaling, what travels; drawn from tables."""
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
     """Test accuracy in % over seconds of training: means over the seeds (faint), with their Pareto front.
 
     `costs`, with their columns `by`, and `pareto` are those of `report`.  Hollow: points of another width, number of
-    epochs or options than most.
+    epochs or options than most.  The most accurate strategy of each decomposition and setting is named.
     """
     kind = ["width", "epochs", "variant"]
     usual = costs.loc[costs["strategy"] != "global", kind].value_counts().index[0]
@@ -37,17 +38,28 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
         ax.plot([], [], "o", color="black", fillstyle="none", markersize=7, label="other width, epochs, options")
     front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
     ax.step(pareto[by], 100 * pareto["test_accuracy"], label="Pareto front", **front)
-    cuts = pareto["grid"].str.replace("x", "×") + ", δ=" + pareto["overlap"].astype(str)
-    whole = (
-        "global, width " + pareto["width"].astype(str) + (", " + pareto["variant"]).where(pareto["variant"] != "", "")
-    )
-    named = pareto.assign(place=cuts.mask(pareto["strategy"] == "global", whole))
-    for _, row in named.drop_duplicates("place", keep="last").iterrows():
-        ax.annotate(row["place"], (row[by], 100 * row["test_accuracy"]), (3, 5), textcoords="offset points", fontsize=7)
-    workers = "a worker for each local CNN" if by == "parallel" else "on one machine"
+    means = shown.groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
+    for place, rows in means.groupby(_places(means, usual), sort=False):
+        best = rows.loc[rows["test_accuracy"].idxmax()]
+        at, text = (best[by], 100 * best["test_accuracy"]), fill(place, 18)
+        beside = {"xytext": (4, -3), "va": "top"} if "\n" in text else {"xytext": (3, 5)}
+        ax.annotate(text, at, textcoords="offset points", fontsize=7, **beside)
+    workers = "a worker for each local CNN,\ncoherent training on one" if by == "parallel" else "on one machine"
     ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
     for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
+
+
+def _places(costs: "pd.DataFrame", usual: tuple) -> "pd.Series":
+    """Decomposition and overlap in words, and what of width, epochs and options is not as usual."""
+    width, epochs, variant = usual
+    told = costs["grid"].str.replace("x", "×") + costs["overlap"].map(lambda overlap: f", δ={overlap}" if overlap else "")
+    told = told.mask(costs["strategy"] == "global", "global")
+    told = told + (", width " + costs["width"].astype(str)).where(costs["width"] != width, "")
+    told = told + (", " + costs["epochs"].astype(str) + " epochs").where(costs["epochs"] != epochs, "")
+    options = costs["variant"].map(lambda told: " ".join(o for o in told.split() if o not in variant.split()))
+    options = options.str.replace(r"train_size=(\d+)", r"\1 images", regex=True)
+    return told + (", " + options).where(options != "", "")
 
 
 def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
@@ -170,6 +182,7 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
             ticks = [tick for tick in (-80, -10, 0, 10, 80) if reached[0] <= tick <= reached[1]]
             ax.set_xticks(ticks, ticks)
             ax.margins(x=0.1)
+            ax.set_xlabel("logarithmic beyond ±10", fontsize=7)
         ax.set_title(f"{kind['claim']}: {kind['a']}\n− {kind['b']}", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.grid(True, axis="x", alpha=0.3)

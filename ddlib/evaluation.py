@@ -59,20 +59,23 @@ class Verdict(NamedTuple):
     p_value: float
 
 
-def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, confidence: float = 0.95) -> Verdict:
+def verdict(
+    differences: ArrayLike, margin: float = 0.0, error: float = 0.0, least: float = 0.0, confidence: float = 0.95
+) -> Verdict:
     """Does a claim "a exceeds b by more than −margin" hold, judged by the differences a − b of n seeds (ours)?
 
     It holds where the whole interval of the mean difference lies above −margin, does not hold where it lies
     below, and is undecided otherwise; fewer than three seeds decide nothing.  `error` is the standard error that the
     test images themselves leave, which all seeds share: it is added to that of the seeds, with
-    Welch and Satterthwaite's degrees of freedom, and the interval is never narrower than Student's of the seeds alone.
+    Welch and Satterthwaite's degrees of freedom.  The interval is never narrower than that of either alone: Student's
+    of the seeds, and the normal one of these very networks on other images, with standard error `least`.
     The p-value is the two-sided one of the same test: below 1 − confidence where the interval excludes −margin (NaN
     with fewer than three seeds).
 
     Raises:
         ValueError: no differences, or one that is not finite.
     """
-    from scipy.stats import t
+    from scipy.stats import norm, t
 
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -83,7 +86,7 @@ def verdict(differences: ArrayLike, margin: float = 0.0, error: float = 0.0, con
     spread, away = float(values.std(ddof=1) / np.sqrt(n)), abs(mean + margin)
     both = math.hypot(spread, error)
     freedom = (n - 1) * (both / spread) ** 4 if spread else float("inf")
-    laws = [(t(n - 1), spread), (t(freedom), both)]  # the seeds alone; with the test images
+    laws = [(t(n - 1), spread), (t(freedom), both), (norm(), least)]  # the seeds alone; with the images; these alone
     reach = max(float(law.ppf(0.5 + confidence / 2)) * scale for law, scale in laws)
     p_value = max(float(2 * law.sf(away / scale)) if scale else float(not away) for law, scale in laws)
     low, high = mean - reach, mean + reach
@@ -120,7 +123,10 @@ def _mean_and_deviation(percent: "pd.Series") -> str:
     return f"{percent.mean():.1f} ± {percent.std():.1f} ({len(percent)})"
 
 
-def epochs_to_reach(accuracies: ArrayLike, target: float) -> int | None:
-    """The first epoch, counted from 1, whose accuracy is at least `target`; None when none is."""
+def epochs_to_reach(accuracies: ArrayLike, target: float, first: int = 1) -> int | None:
+    """The first epoch whose accuracy is at least `target`; None when none is.
+
+    `first` is the epoch of the first accuracy: 0 where they begin with that before any training, which may be NaN.
+    """
     reached = np.flatnonzero(np.asarray(accuracies) >= target)
-    return int(reached[0]) + 1 if len(reached) else None
+    return int(reached[0]) + first if len(reached) else None

@@ -175,7 +175,7 @@ def importance(shown: Mapping[str, tuple[Decomposition, Any]], picture: Any = No
         ax.set_title(title, fontsize=9)
         bare(ax)
         _numbers(ax, cuts, [f"{one:.1f}" for one in lost[title]])
-    figure.colorbar(drawn, ax=axes, label="points lost", shrink=0.8)
+    figure.colorbar(drawn, ax=axes, label="points of test accuracy", shrink=0.8)
     return figure
 
 

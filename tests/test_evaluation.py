@@ -93,6 +93,8 @@ def test_epochs_to_reach():
     assert epochs_to_reach([0.2, 0.5], 0.6) is None
     assert epochs_to_reach([0.7], 0.1) == 1
     assert epochs_to_reach([], 0.1) is None
+    assert epochs_to_reach([0.5, 0.6], 0.5, first=0) == 0
+    assert epochs_to_reach([float("nan"), 0.5], 0.5, first=0) == 1
 
 
 def test_accuracy_table():
