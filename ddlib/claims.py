@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CLAIMS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("C1", "CNN-DNN beats average and vote", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
     ("C2", "transfer beats the CNN-DNN", (("transfer", "cnn-dnn"),)),
-    ("C3", "coherent from scratch beats the CNN-DNN", (("coherent", "cnn-dnn"),)),
+    ("C3", "coherent from scratch beats the CNN-DNN (not claimed)", (("coherent", "cnn-dnn"),)),
     ("C5", "CNN-DNN beats the global CNN", (("cnn-dnn", "global"),)),
     ("C5", "transfer (E + E epochs) beats the global CNN (E epochs)", (("transfer", "global"),)),
     ("C6", "composed and trained on (E + E epochs) beats random weights (E epochs)", (("channels", "global"),)),
@@ -67,17 +67,18 @@ def summary(judged: "pd.DataFrame", times: "pd.DataFrame | None" = None) -> "pd.
     """Comparison by comparison: how many rows hold, do not hold and are undecided, and a word for all.
 
     Rows with three seeds or more count, on whole training sets; of data of two classes, which are mostly unbalanced,
-    that of the area under the ROC curve in place of that of the accuracy, where there is one.  A comparison holds where some row does
-    and none says the contrary, and does not hold where it is the other way round.  C5 says *can*: one row that holds
-    is enough, and it does not hold where every row says so.  C3's dependence on the backbone cannot be refuted, only
-    not be seen.  C4 counts the rows of `times`, the training-time table, with a speed-up above 1.
+    that of the area under the ROC curve in place of that of the accuracy, where there is one.  A comparison holds
+    where some row does and none says the contrary, and does not hold where it is the other way round.  C5 says *can*:
+    one row that holds is enough, and it does not hold where every row says so.  C3's dependence on the backbone
+    cannot be refuted, only not be seen.  C4 counts the rows of `times`, the training-time table, with a speed-up
+    above 1.
     """
     import pandas as pd
 
     enough = judged[(judged["n"] > 2) & ~judged["subset"].astype(bool)]
     better = enough.groupby(["claim", "what", *POINT, "a", "b"], dropna=False)["metric"].transform("nunique") > 1
     enough = enough[~better | (enough["metric"] == "AUC")]
-    stated = [*((claim, what) for claim, what, _ in CLAIMS), ("C3", DEPENDS)]
+    stated = [("C3", DEPENDS), *((claim, what) for claim, what, _ in CLAIMS)]
     rows = []
     for claim, what in dict.fromkeys([*stated, *zip(enough["claim"], enough["what"], strict=True)]):
         own = enough[(enough["claim"] == claim) & (enough["what"] == what)]["verdict"]

@@ -53,7 +53,8 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
 def _places(costs: "pd.DataFrame", usual: tuple) -> "pd.Series":
     """Decomposition and overlap in words, and what of width, epochs and options is not as usual."""
     width, epochs, variant = usual
-    told = costs["grid"].str.replace("x", "×") + costs["overlap"].map(lambda overlap: f", δ={overlap}" if overlap else "")
+    overlap = costs["overlap"].map(lambda overlap: f", δ={overlap}" if overlap else "")
+    told = costs["grid"].str.replace("x", "×") + overlap
     told = told.mask(costs["strategy"] == "global", "global")
     told = told + (", width " + costs["width"].astype(str)).where(costs["width"] != width, "")
     told = told + (", " + costs["epochs"].astype(str) + " epochs").where(costs["epochs"] != epochs, "")
