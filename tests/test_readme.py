@@ -1,9 +1,11 @@
 """What the README and its companions promise: links, commands and numbers."""
 
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import ddlib
@@ -47,6 +49,36 @@ def test_the_main_table_is_that_of_the_records():
     for grid, overlap, values in rows:
         known = table[(table["grid"] == grid.replace("×", "x")) & (table["overlap"] == int(overlap))]
         assert [v.strip() for v in values.split("|")] == known[columns].iloc[0].tolist(), (grid, overlap)
+
+
+def test_the_table_of_all_data_sets_is_that_of_the_report():
+    names = {"flowers": "tf_flowers", "lung nodules": "lidc_nodules", "adrenal glands": "adrenalmnist3d"}
+    names |= {"CIFAR-10": "cifar10", "3-D CNN": "cnn3d", "MobileNetV2": "mobilenet_v2"}
+    strategies = ["global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"]
+    table = pd.read_csv(ROOT / "results/report/accuracy.csv", keep_default_na=False)
+    areas = pd.read_csv(ROOT / "results/report/scores.csv", keep_default_na=False)
+    part = README.partition("<details>")[2].partition("</details>")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("|")]
+    checked = 0
+    for (dataset, backbone, place, *cells), following in itertools.pairwise([*lines[2:], ["", "", ""]]):
+        if not place:
+            continue
+        grid, _, overlap = place.partition(", overlap ")
+        point = {"dataset": names.get(dataset, dataset), "backbone": names.get(backbone, backbone.lower())}
+        point |= {"grid": grid.replace("×", "x"), "overlap": int(overlap or 0)}
+
+        def own(frame, point=point):
+            return frame[np.logical_and.reduce([frame[name] == value for name, value in point.items()])]
+
+        known = own(table)
+        assert cells in known[strategies].to_numpy().tolist(), point
+        if len(own(areas)):
+            assert following[0] == "… AUC", point
+            mean = own(areas).groupby("strategy")["AUC"].mean()
+            expected = [f"{mean[s]:.1f}" if s in mean else "" for s in strategies]
+            assert [cell.partition(" ±")[0] for cell in following[3:]] == expected, point
+        checked += 1
+    assert checked >= len(table[["dataset", "backbone"]].drop_duplicates()) - 1 > 5
 
 
 def test_every_notebook_is_in_the_map():
