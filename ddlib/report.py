@@ -183,7 +183,7 @@ def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.Data
 
 
 def read(folders: str | Iterable[str | Path]) -> list[Record]:
-    """All records below some folders, each once; relative folders lie below the project's root.
+    """All records below some folders, each once, by `POINT` and seed; relative folders lie below the project's root.
 
     Args:
         folders: written with spaces, or a list.
@@ -197,7 +197,8 @@ def read(folders: str | Iterable[str | Path]) -> list[Record]:
     for folder in map(files.resolve, folders.split() if isinstance(folders, str) else folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}.")
-        for record in records.load_all(folder):
+        ordered = sorted(records.load_all(folder), key=lambda r: (*point(r).values(), r.parameters["seed"]))
+        for record in ordered:
             if found.setdefault(record.name, record).rows != record.rows:
                 raise ValueError(f"two different records are called {record.name}; choose between their folders.")
     return list(found.values())
