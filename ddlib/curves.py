@@ -25,20 +25,20 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
     usual = costs.loc[costs["strategy"] != "global", kind].value_counts().index[0]
     same = [name for name in costs if name not in ("seed", "test_accuracy", "one machine", "parallel")]
     shown = costs.dropna(subset=[by])
+    means = shown.groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
     for strategy, rows in shown.groupby("strategy", sort=False):
         colour, marker = STYLE.get(strategy, OTHER)
         look = {"linestyle": "none", "marker": marker, "color": colour}
         ax.plot(rows[by], 100 * rows["test_accuracy"], alpha=0.25, markersize=3.5, **look)
-        means = rows.groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
-        most = (means[kind] == usual).all(axis=1)
-        for some, filled in ((means[most], "full"), (means[~most], "none")):
+        own = means[means["strategy"] == strategy]
+        most = (own[kind] == usual).all(axis=1)
+        for some, filled in ((own[most], "full"), (own[~most], "none")):
             ax.plot(some[by], 100 * some["test_accuracy"], fillstyle=filled, markersize=7, **look)
         ax.plot([], [], label=strategy, markersize=7, **look)
     if (shown[kind] != usual).any(axis=None):
         ax.plot([], [], "o", color="black", fillstyle="none", markersize=7, label="other width, epochs, options")
     front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
     ax.step(pareto[by], 100 * pareto["test_accuracy"], label="Pareto front", **front)
-    means = shown.groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
     for place, rows in means.groupby(_places(means, usual), sort=False):
         best = rows.loc[rows["test_accuracy"].idxmax()]
         at, text = (best[by], 100 * best["test_accuracy"]), fill(place, 18)
@@ -50,12 +50,16 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
 
 
+def _cut(table: "pd.DataFrame") -> "pd.Series":
+    """Decomposition and overlap in words."""
+    overlap = table["overlap"].map(lambda overlap: f", δ = {overlap}" if overlap else "")
+    return table["grid"].str.replace("x", "×") + overlap
+
+
 def _places(costs: "pd.DataFrame", usual: tuple) -> "pd.Series":
-    """Decomposition and overlap in words, and what of width, epochs and options is not as usual."""
+    """`_cut`, and what of width, epochs and options is not as usual."""
     width, epochs, variant = usual
-    overlap = costs["overlap"].map(lambda overlap: f", δ={overlap}" if overlap else "")
-    told = costs["grid"].str.replace("x", "×") + overlap
-    told = told.mask(costs["strategy"] == "global", "global")
+    told = _cut(costs).mask(costs["strategy"] == "global", "global")
     told = told + (", width " + costs["width"].astype(str)).where(costs["width"] != width, "")
     told = told + (", " + costs["epochs"].astype(str) + " epochs").where(costs["epochs"] != epochs, "")
     options = costs["variant"].map(lambda told: " ".join(o for o in told.split() if o not in variant.split()))
@@ -204,8 +208,7 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
 def _point_names(judged: "pd.DataFrame") -> "pd.Series":
     """What tells the rows apart, in words: width, epochs and options only where points differ in them alone."""
     place = ["dataset", "backbone", "grid", "overlap"]
-    told = judged["dataset"] + ", " + judged["backbone"] + ", " + judged["grid"].str.replace("x", "×")
-    told = told + judged["overlap"].map(lambda overlap: f", δ = {overlap}" if overlap else "")
+    told = judged["dataset"] + ", " + judged["backbone"] + ", " + _cut(judged)
     epochs = judged["epochs"].astype(str)
     longer = epochs + " + " + epochs + " against " + judged["epochs of b"].astype(str)
     words = {
