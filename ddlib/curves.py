@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from .plots import OTHER, PARTS, STYLE, WINDOWS
+from .plots import NAMES, OTHER, PARTS, STYLE, WINDOWS, named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
         most = (own[kind] == usual).all(axis=1)
         for some, filled in ((own[most], "full"), (own[~most], "none")):
             ax.plot(some[by], 100 * some["test_accuracy"], fillstyle=filled, markersize=7, **look)
-        ax.plot([], [], label=strategy, markersize=7, **look)
+        ax.plot([], [], label=named(strategy), markersize=7, **look)
     if (shown[kind] != usual).any(axis=None):
         ax.plot([], [], "o", color="black", fillstyle="none", markersize=7, label="other width, epochs, options")
     front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
@@ -75,7 +75,7 @@ def speed_up(ax: Axes, times: "pd.DataFrame") -> None:
     times = times[times["overlap"] == 0]
     for k, ((images, backbone), rows) in enumerate(times.groupby(["images", "backbone"], sort=False)):
         options = {"color": WINDOWS[k % len(WINDOWS)], "marker": "osD^"[k % 4], "markersize": 7}
-        label = f"{images}, {backbone}"
+        label = f"{images}, {named(backbone)}"
         ax.plot(rows["N"], rows["parallel speed-up"], "-", label=f"{label}, N workers", **options)
         options |= {"label": f"{label}, one machine", "fillstyle": "none"}
         ax.plot(rows["N"], rows["one-machine speed-up"], "--", **options)
@@ -188,7 +188,7 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
             ax.set_xticks(ticks, ticks)
             ax.margins(x=0.1)
             ax.set_xlabel("logarithmic beyond ±10", fontsize=7)
-        ax.set_title(f"{kind['claim']}: {kind['a']}\n− {kind['b']}", fontsize=8)
+        ax.set_title(f"{kind['claim']}: {named(kind['a'])}\n− {named(kind['b'])}", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.grid(True, axis="x", alpha=0.3)
     for ax in grid.flat[len(kinds) :]:
@@ -208,7 +208,7 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
 def _point_names(judged: "pd.DataFrame") -> "pd.Series":
     """What tells the rows apart, in words: width, epochs and options only where points differ in them alone."""
     place = ["dataset", "backbone", "grid", "overlap"]
-    told = judged["dataset"] + ", " + judged["backbone"] + ", " + _cut(judged)
+    told = judged["dataset"].replace(NAMES) + ", " + judged["backbone"].replace(NAMES) + ", " + _cut(judged)
     epochs = judged["epochs"].astype(str)
     longer = epochs + " + " + epochs + " against " + judged["epochs of b"].astype(str)
     words = {

@@ -39,6 +39,13 @@ STYLE = {
 OTHER = ("#F0E442", "*")  # a strategy of one's own
 WINDOWS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+# what figures and tables for print call data sets, backbones and strategies
+NAMES = {
+    **{"cifar10": "CIFAR-10", "tf_flowers": "TF-Flowers", "mosmed": "MosMedData", "lidc_nodules": "lung nodules"},
+    **{"adrenalmnist3d": "adrenal glands", "nodulemnist3d": "NoduleMNIST3D", "organmnist3d": "OrganMNIST3D"},
+    **{"vgg9": "VGG9", "resnet20": "ResNet20", "resnet32": "ResNet32", "mobilenet_v2": "MobileNetV2"},
+    **{"cnn3d": "3-D CNN", "cnn-dnn": "CNN-DNN"},
+}
 PARTS = (("#D55E00", "o"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"))  # numbers of sub-networks
 
 
@@ -61,6 +68,11 @@ def use_style() -> None:
             "legend.frameon": False,
         }
     )
+
+
+def named(*words: str) -> str:
+    """As they are called in print (`NAMES`; one's own as they are), with commas: "CIFAR-10, VGG9"."""
+    return ", ".join(NAMES.get(word, word) for word in words)
 
 
 def save(figure: Figure, folder: Path | None, name: str) -> None:
@@ -219,7 +231,7 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
         low, high = np.array([interval(round(a * test_images), test_images) for a in y]).T
         bars = 100 * np.array([y - low, high - y])
         size = 7 if count.max() == 1 else 4
-        ax.errorbar(x, 100 * y, bars, fmt=marker, color=colour, label=strategy, markersize=size, elinewidth=1)
+        ax.errorbar(x, 100 * y, bars, fmt=marker, color=colour, label=named(strategy), markersize=size, elinewidth=1)
         several, mean = (count > 1).to_numpy(), 100 * seeds["test_accuracy"].transform("mean").to_numpy()
         ends = middle[several] - 0.45 * room, middle[several] + 0.45 * room
         ax.hlines(mean[several], *ends, color=colour, linewidth=1.6)
@@ -247,7 +259,7 @@ def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
         y = each.groupby(by).agg(["mean", "min", "max", "size"])
         x = places[np.searchsorted(values, y.index)] + step * (k - (len(shown) - 1) / 2)
         options = {"color": colour, "marker": marker, "markersize": 6}
-        ax.plot(x, y["mean"], label=strategy, linewidth=1, **options)
+        ax.plot(x, y["mean"], label=named(strategy), linewidth=1, **options)
         ax.vlines(x, y["min"], y["max"], color=colour, linewidth=2)
         one = (y["size"] == 1).to_numpy()
         ax.plot(x[one], y["mean"][one], linestyle="none", markerfacecolor="white", **options)
@@ -263,7 +275,7 @@ def leader(frame: "pd.DataFrame") -> str:
     decomposed = frame[~frame["strategy"].isin(["global", "local", "sub-networks"])]
     means = decomposed.groupby(["grid", "overlap", "strategy"])["test_accuracy"].mean().unstack("strategy")
     times = means.eq(means.max(axis=1), axis=0).sum()
-    first = " and ".join(s for s in times.index if times[s] == times.max())
+    first = " and ".join(named(s) for s in times.index if times[s] == times.max())
     return f"highest without the global CNN: {first}, in {times.max()} of {len(means)} decompositions" if first else ""
 
 
@@ -309,7 +321,7 @@ def convergence(
             ax.plot(x, test, label=None if later else stage, marker=marker, markersize=4, **options)
             if stage == "transfer" and results is not None:
                 colour, marker = STYLE["cnn-dnn"]
-                label = None if later else "cnn-dnn, start of transfer"
+                label = None if later else f"{named('cnn-dnn')}, start of transfer"
                 ax.plot(before, start, marker, color=colour, label=label, markersize=6, zorder=3)
     ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on the training images")
     told = "epoch (transfer: after the local ones)" if by == "epoch" else "seconds of training, all stages"

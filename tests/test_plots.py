@@ -71,10 +71,10 @@ def test_windows_behind_one_another_share_one_text(ax, parts):
 
 def test_every_strategy_is_drawn_and_the_highest_is_named(ax):
     plots.strategies(ax, frame(**{"global": 0.9, "vote": 0.7, "cnn-dnn": 0.8, "mine": 0.8}), 100, "A title")
-    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"global", "vote", "cnn-dnn", "mine"}
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"global", "vote", "CNN-DNN", "mine"}
     first, second = ax.get_title(loc="left").splitlines() or ax.get_title().splitlines()
     assert first == "A title"
-    assert second.endswith("cnn-dnn and mine, in 1 of 1 decompositions")
+    assert second.endswith("CNN-DNN and mine, in 1 of 1 decompositions")
 
 
 def test_the_worst_confusion_is_named(ax):
@@ -102,13 +102,13 @@ def test_verdicts_are_a_panel_a_comparison_and_a_row_a_point():
     ]
     figure = curves.verdicts(pd.DataFrame(rows))
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    twice = "digits, vgg9, 4×4, 12 + 12 against 24 epochs"
-    assert names == ["digits, vgg9, 2×2", "digits, vgg9, 4×4, 12 epochs", twice, "digits, vgg9, 4×4, 24 epochs"]
+    twice = "digits, VGG9, 4×4, 12 + 12 against 24 epochs"
+    assert names == ["digits, VGG9, 2×2", "digits, VGG9, 4×4, 12 epochs", twice, "digits, VGG9, 4×4, 24 epochs"]
     drawn = [[line for line in ax.lines if len(line.get_xdata()) == 1] for ax in figure.axes]
     assert [[marker.get_ydata()[0] for marker in panel] for panel in drawn] == [[0, 1], [2, 3]]
     assert [marker.get_fillstyle() for panel in drawn for marker in panel] == ["full", "full", "none", "none"]
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]  # whichever the style has it
-    assert titles == ["C1: cnn-dnn\n− vote", "C2: transfer\n− cnn-dnn"]
+    assert titles == ["C1: CNN-DNN\n− vote", "C2: transfer\n− CNN-DNN"]
     plt.close(figure)
 
 
@@ -122,8 +122,8 @@ def test_speed_up_has_a_line_a_size_and_backbone_without_overlap(ax):
     curves.speed_up(ax, pd.DataFrame(rows))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert [label for label in labels if "N workers" in label and "ideal" not in label] == [
-        "32×32, vgg9, N workers",
-        "32×32, resnet20, N workers",
+        "32×32, VGG9, N workers",
+        "32×32, ResNet20, N workers",
     ]
 
 
@@ -192,4 +192,4 @@ def test_over_draws_the_range_of_seeds_and_one_seed_hollow(ax, by):
     np.testing.assert_allclose(hollow, [[60], [60]])
     labels = [text.get_text() for text in ax.get_xticklabels()]
     assert labels == ["4", "16"]
-    assert ax.get_legend_handles_labels()[1] == ["vote", "cnn-dnn", "hollow: one seed"]
+    assert ax.get_legend_handles_labels()[1] == ["vote", "CNN-DNN", "hollow: one seed"]

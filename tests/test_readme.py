@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import ddlib
+from ddlib import plots
 from ddlib.__main__ import parser
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +53,7 @@ def test_the_main_table_is_that_of_the_records():
 
 
 def test_the_table_of_all_data_sets_is_that_of_the_report():
-    names = {"flowers": "tf_flowers", "lung nodules": "lidc_nodules", "adrenal glands": "adrenalmnist3d"}
-    names |= {"CIFAR-10": "cifar10", "3-D CNN": "cnn3d", "MobileNetV2": "mobilenet_v2"}
+    names = {shown: name for name, shown in plots.NAMES.items()}
     strategies = ["global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"]
     table = pd.read_csv(ROOT / "results/report/accuracy.csv", keep_default_na=False)
     areas = pd.read_csv(ROOT / "results/report/scores.csv", keep_default_na=False)
@@ -64,7 +64,7 @@ def test_the_table_of_all_data_sets_is_that_of_the_report():
         if not place:
             continue
         grid, _, overlap = place.partition(", overlap ")
-        point = {"dataset": names.get(dataset, dataset), "backbone": names.get(backbone, backbone.lower())}
+        point = {"dataset": names.get(dataset, dataset), "backbone": names[backbone]}
         point |= {"grid": grid.replace("×", "x"), "overlap": int(overlap or 0)}
 
         def own(frame, point=point):
