@@ -85,6 +85,15 @@ def save(figure: Figure, folder: Path | None, name: str) -> None:
             )
 
 
+def one_legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """The legends of several axes as one below them, each label once."""
+    told = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    for ax in axes:
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()
+    figure.legend(told.values(), told, loc="outside lower center", ncols=columns, fontsize=8)
+
+
 def image(ax: Axes, picture: Any, title: str = "") -> None:
     """Show an image (C, H, W) or (H, W), uint8 or in [0, 1]; of a volume (C, H, W, D), its middle slice."""
     x = np.asarray(picture)

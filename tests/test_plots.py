@@ -193,3 +193,15 @@ def test_over_draws_the_range_of_seeds_and_one_seed_hollow(ax, by):
     labels = [text.get_text() for text in ax.get_xticklabels()]
     assert labels == ["4", "16"]
     assert ax.get_legend_handles_labels()[1] == ["vote", "CNN-DNN", "hollow: one seed"]
+
+
+def test_one_legend_has_each_label_once():
+    figure, axes = plt.subplots(1, 2)
+    for ax, labels in zip(axes, (("a", "b"), ("b", "c")), strict=True):
+        for label in labels:
+            ax.plot([0, 1], label=label)
+        ax.legend()
+    plots.one_legend(figure, axes, columns=3)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    assert [ax.get_legend() for ax in axes] == [None, None]
+    plt.close(figure)
