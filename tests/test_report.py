@@ -9,7 +9,7 @@ from helpers import record_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddlib import Experiment, gather, report
+from ddlib import Experiment, claims, files, gather, report
 from ddlib.stages import seconds
 
 
@@ -168,3 +168,27 @@ def test_folders_that_are_not_there(tmp_path):
         report.read(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no folder"):
         report.read(str(tmp_path / "missing"))
+
+
+def committed(*names: str) -> list:
+    paths = [path for folder in report.FOLDERS for path in files.resolve(folder).rglob("*.csv") if path.stem in names]
+    return [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in sorted(paths)]
+
+
+@pytest.mark.parametrize("path", committed("aggregation", "transfer", "channels"))
+def test_committed_tables_are_those_of_the_records_beside_them(path):
+    rows, figures = ["record", "strategy", "subdomain"], ["seed", "train_accuracy", "test_accuracy", "parameters"]
+    table = pd.read_csv(path).fillna({"subdomain": ""}).astype({"subdomain": str})
+    frame = gather(path.parent)
+    frame = frame[frame["record"].isin(table["record"]) & frame["strategy"].isin(table["strategy"])]
+    one, other = (t.set_index(rows)[figures].sort_index() for t in (table, frame))
+    pd.testing.assert_frame_equal(one, other, check_index_type=False)
+
+
+@pytest.mark.parametrize("path", committed("differences"))
+def test_committed_differences_are_those_of_the_records_beside_them(path):
+    columns = ["difference", "low", "high"]
+    judged = claims.judge(report.read([path.parent]))
+    judged, table = judged.loc[judged["claim"] == "C6", columns], pd.read_csv(path)[columns]
+    one, other = (t.sort_values(columns, ignore_index=True) for t in (table, judged))
+    pd.testing.assert_frame_equal(one, other)
