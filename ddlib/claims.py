@@ -66,26 +66,25 @@ def judge(found: Sequence[Record]) -> "pd.DataFrame":
 def summary(judged: "pd.DataFrame", times: "pd.DataFrame | None" = None) -> "pd.DataFrame":
     """Comparison by comparison: how many rows hold, do not hold and are undecided, and a word for all.
 
-    Rows with three seeds or more count, on whole training sets; of data of two classes, which are mostly unbalanced,
-    that of the area under the ROC curve in place of that of the accuracy, where there is one.  A comparison holds
-    where some row does and none says the contrary, and does not hold where it is the other way round.  C5 says *can*:
-    one row that holds is enough, and it does not hold where every row says so.  C3's dependence on the backbone
-    cannot be refuted, only not be seen.  C4 counts the rows of `times`, the training-time table, with a speed-up
-    above 1.
+    The rows of `decisive` count.  A comparison holds where some row does and none says the contrary, and does not
+    hold where it is the other way round; the word is said where it would be with Bonferroni's p, too, that is with at
+    most 5 % for saying it of a comparison none of whose rows is true, else the comparison is undecided.  C5 says
+    *can*: rows that say the contrary are no hindrance, and it does not hold where every row says so.  C3's dependence
+    on the backbone cannot be refuted, only not be seen.  C4 counts the rows of `times`, the training-time table, with
+    a speed-up above 1.
     """
     import pandas as pd
 
-    enough = judged[(judged["n"] > 2) & ~judged["subset"].astype(bool)]
-    better = enough.groupby(["claim", "what", *POINT, "a", "b"], dropna=False)["metric"].transform("nunique") > 1
-    enough = enough[~better | (enough["metric"] == "AUC")]
+    enough = decisive(judged)
     stated = [("C3", DEPENDS), *((claim, what) for claim, what, _ in CLAIMS)]
     rows = []
     for claim, what in dict.fromkeys([*stated, *zip(enough["claim"], enough["what"], strict=True)]):
-        own = enough[(enough["claim"] == claim) & (enough["what"] == what)]["verdict"]
-        count = {word: int((own == word).sum()) for word in ("holds", "does not hold", "undecided")}
-        against = count["does not hold"] and not (claim == "C5" and count["undecided"])
-        holds = count["holds"] and (claim == "C5" or not against)
-        word = "holds" if holds else "does not hold" if against and not count["holds"] else "undecided"
+        own = enough[(enough["claim"] == claim) & (enough["what"] == what)]
+        count = {word: int((own["verdict"] == word).sum()) for word in ("holds", "does not hold", "undecided")}
+        sure = {word: own.loc[own["verdict"] == word, "p"].min() * len(own) <= 0.05 for word in count}
+        holds = sure["holds"] and (claim == "C5" or not count["does not hold"])
+        against = sure["does not hold"] and not count["holds"] and not (claim == "C5" and count["undecided"])
+        word = "holds" if holds else "does not hold" if against else "undecided"
         rows.append({"claim": claim, "what": what, **count, "verdict": word if len(own) else "not run"})
     if times is not None:
         faster = times["parallel speed-up"] > 1
@@ -94,6 +93,17 @@ def summary(judged: "pd.DataFrame", times: "pd.DataFrame | None" = None) -> "pd.
         word = "holds" if faster.all() else "does not hold"
         rows.append({"claim": "C4", "what": what, **count, "verdict": word if len(times) else "not run"})
     return pd.DataFrame(rows).sort_values("claim", ignore_index=True, kind="stable")
+
+
+def decisive(judged: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows of `judge` that a claim is judged by: three seeds or more, on whole training sets.
+
+    On data of two classes, which are mostly unbalanced, that of the area under the ROC curve in place of that of the
+    accuracy, where there is one.
+    """
+    enough = judged[(judged["n"] > 2) & ~judged["subset"].astype(bool)]
+    better = enough.groupby(["claim", "what", *POINT, "a", "b"], dropna=False)["metric"].transform("nunique") > 1
+    return enough[~better | (enough["metric"] == "AUC")]
 
 
 def _within(found: Sequence[Record]) -> list[dict[str, Any]]:
@@ -126,12 +136,13 @@ def _equal_budget(found: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
-    """C3: the difference between two backbones of (coherent − CNN-DNN), at the width and epochs that each has.
+    """C3: the difference between two backbones of (coherent − CNN-DNN), each at its own width.
 
-    All other parameters are equal; seeds are paired, though they share nothing but the order of the images.
+    All other parameters are equal, the epochs too: longer training alone moves the lead.  Seeds are paired, though
+    they share nothing but the order of the images.
     """
     some = _plain(found)
-    controls, own = _controls(some), {"backbone", "width", "epochs", "seed"}
+    controls, own = _controls(some), {"backbone", "width", "seed"}
     both = [r for r in some if {"coherent", "cnn-dnn"} <= set(r.strategies) and r.settings not in controls]
     alike: dict[str, list[list[Record]]] = {}
     for group in points(both).values():
@@ -147,10 +158,8 @@ def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
                 gaps = np.array([first - second for first, second in leads])
                 row = _row("C3", DEPENDS, "accuracy", pairs, "coherent", "cnn-dnn", gaps=gaps)
                 word = {"does not hold": "holds"}.get(row["verdict"], row["verdict"])  # either sign is a dependence
-                told = [
-                    f"{p['backbone']} (w {p['width']}, {p['epochs']} epochs)" for p in (r.parameters for r in pairs[0])
-                ]
-                pair = {"backbone": " − ".join(told), "width": None, "epochs": None, "epochs of b": None}
+                told = [f"{p['backbone']} (w {p['width']})" for p in (r.parameters for r in pairs[0])]
+                pair = {"backbone": " − ".join(told), "width": None}
                 rows.append(row | pair | {"verdict": word})
     return rows
 
@@ -201,7 +210,7 @@ def _row(
         differences, *errors = _auc_differences(pairs, a, b)
     else:
         gaps = np.array([_right(one, a) - _right(two, b) for one, two in pairs]) if gaps is None else gaps
-        differences, errors = gaps.mean(1), _image_errors(gaps)
+        differences, errors = gaps.mean(1), _share_errors(gaps)
     judged = verdict(100 * differences, margin, *(100 * error for error in errors))
     return {
         **{"claim": claim, "what": what, "metric": metric, **point(pairs[0][0]), "a": a, "b": b},
@@ -234,6 +243,14 @@ def _image_errors(gaps: np.ndarray) -> tuple[float, float]:
     noise = ((gaps - mean - gaps.mean(1, keepdims=True) + gaps.mean()) ** 2).sum() / max((seeds - 1) * (images - 1), 1)
     every = mean.var(ddof=1)
     return math.sqrt(max(every - noise / seeds, 0) / images), math.sqrt(every / images)
+
+
+def _share_errors(gaps: np.ndarray) -> tuple[float, float]:
+    """`_image_errors` of shares of images, with one image more for each side (Bonett and Price 2012).
+
+    Or there would be no error where two strategies are right on the same images.
+    """
+    return _image_errors(np.hstack([gaps, np.tile([1.0, -1.0], (len(gaps), 1))]))
 
 
 def _auc_differences(pairs: Pairs, a: str, b: str) -> tuple[np.ndarray, float, float]:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from matplotlib.transforms import Bbox
 
 from .plots import NAMES, OTHER, PARTS, STYLE, WINDOWS, named
 
@@ -39,15 +40,27 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
         ax.plot([], [], "o", color="black", fillstyle="none", markersize=7, label="other width, epochs, options")
     front = {"where": "post", "color": "#999999", "linewidth": 1, "zorder": 0}
     ax.step(pareto[by], 100 * pareto["test_accuracy"], label="Pareto front", **front)
-    for place, rows in means.groupby(_places(means, usual), sort=False):
-        best = rows.loc[rows["test_accuracy"].idxmax()]
-        at, text = (best[by], 100 * best["test_accuracy"]), fill(place, 18)
-        beside = {"xytext": (4, -3), "va": "top"} if "\n" in text else {"xytext": (3, 5)}
-        ax.annotate(text, at, textcoords="offset points", fontsize=7, **beside)
     workers = "a worker for each local CNN,\ncoherent training on one" if by == "parallel" else "on one machine"
     ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
     for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
+    taken: list[Bbox] = []
+    for place, rows in means.groupby(_places(means, usual), sort=False):
+        best = rows.loc[rows["test_accuracy"].idxmax()]
+        _beside(ax, fill(place, 18), (best[by], 100 * best["test_accuracy"]), taken)
+
+
+def _beside(ax: Axes, text: str, at: tuple[float, float], taken: list[Bbox]) -> None:
+    """A label beside a point, on the first side where it covers none of those that are there; `taken` gets its box."""
+    sides = [(x, y) for x in ("left", "right") for y in ("bottom", "top")]
+    for x, y in sides if "\n" not in text else sides[1::2]:
+        offset = (4 if x == "left" else -4), (4 if y == "bottom" else -3)
+        told = ax.annotate(text, at, offset, textcoords="offset points", fontsize=7, ha=x, va=y)
+        box = told.get_window_extent()
+        if not any(box.overlaps(other) for other in taken) or (x, y) == sides[-1]:
+            break
+        told.remove()
+    taken.append(box)
 
 
 def _cut(table: "pd.DataFrame") -> "pd.Series":
@@ -63,7 +76,8 @@ def _places(costs: "pd.DataFrame", usual: tuple) -> "pd.Series":
     told = told + (", width " + costs["width"].astype(str)).where(costs["width"] != width, "")
     told = told + (", " + costs["epochs"].astype(str) + " epochs").where(costs["epochs"] != epochs, "")
     options = costs["variant"].map(lambda told: " ".join(o for o in told.split() if o not in variant.split()))
-    options = options.str.replace(r"train_size=(\d+)", r"\1 images", regex=True)
+    for option, words in ((r"train_size=(\d+)", r"\1 images"), (r"out_of_fold=(\d+)", r"out-of-fold, \1 folds")):
+        options = options.str.replace(option, words, regex=True)
     return told + (", " + options).where(options != "", "")
 
 
@@ -158,12 +172,12 @@ def communication(ax: Axes, traffic: "pd.DataFrame", title: str = "") -> None:
 
 
 def verdicts(judged: "pd.DataFrame") -> Figure:
-    """Mean differences in test accuracy with their 95 % intervals: a panel a comparison, a row a point.
+    """Mean differences in test accuracy, or AUC, with their 95 % intervals: a panel a comparison, a row a point.
 
-    Columns: those of `claims.judge`, of which rows of accuracy at a single backbone are shown.  Filled where the claim
-    holds, crossed where it does not, empty if undecided.
+    Columns: those of `claims.decisive`, of which rows at a single backbone are shown.  Filled where the claim holds,
+    crossed where it does not, empty if undecided.
     """
-    judged = judged[(judged["metric"] == "accuracy") & judged["width"].notna()]
+    judged = judged[judged["width"].notna()]
     kinds = judged[["claim", "a", "b"]].drop_duplicates().to_dict("records")
     names = _point_names(judged)
     places = judged.groupby(["dataset", "backbone", "grid", "overlap"], sort=False).ngroup()
@@ -188,7 +202,8 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
             ax.set_xticks(ticks, ticks)
             ax.margins(x=0.1)
             ax.set_xlabel("logarithmic beyond ±10", fontsize=7)
-        ax.set_title(f"{kind['claim']}: {named(kind['a'])}\n− {named(kind['b'])}", fontsize=8)
+        claimed = "" if not shown["what"].str.contains("not claimed").any() else " (not claimed)"
+        ax.set_title(f"{kind['claim']}{claimed}: {named(kind['a'])}\n− {named(kind['b'])}", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.grid(True, axis="x", alpha=0.3)
     for ax in grid.flat[len(kinds) :]:
@@ -201,7 +216,9 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
         for word, (colour, marker, filled) in looks.items()
     ]
     figure.legend(handles=keys, loc="outside upper left", ncols=3, fontsize=8)
-    figure.supxlabel("difference in test accuracy, in points", fontsize=8)
+    areas = judged.loc[judged["metric"] == "AUC", "dataset"].unique()
+    told = f"\n{named(*areas)}: in AUC, except against the vote" if len(areas) else ""
+    figure.supxlabel(f"difference in test accuracy, in points{told}", fontsize=8)
     return figure
 
 

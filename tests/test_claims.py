@@ -35,7 +35,7 @@ def test_a_claim_is_judged_by_the_differences_of_its_seeds():
     assert table["n"].tolist() == [3, 3]
     right = [[r.predicted(name)[0] == RECORDED for name in ("cnn-dnn", "average")] for r in found]
     gaps = np.array([a.astype(float) - b for a, b in right])
-    expected = verdict([10, 11, 12], 0, *(100 * error for error in claims._image_errors(gaps)))
+    expected = verdict([10, 11, 12], 0, *(100 * error for error in claims._share_errors(gaps)))
     row = table.loc["average"]
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((11, expected.low, expected.high))
     assert row["verdict"] == "holds"
@@ -114,14 +114,15 @@ def test_whether_the_backbone_matters_is_the_difference_of_two_differences():
     found = both(0.9) + both(0.5, backbone="resnet20", width=8) + both(0.9, grid="4x4")
     row = judge(found, what=claims.DEPENDS).squeeze()
     assert row["difference"] == pytest.approx(40)
-    assert (row["backbone"], row["grid"]) == ("vgg9 (w 32, 12 epochs) − resnet20 (w 8, 12 epochs)", "2x2")
+    assert (row["backbone"], row["grid"]) == ("vgg9 (w 32) − resnet20 (w 8)", "2x2")
     assert row["verdict"] == "holds"
     turned = both(0.5) + both(0.9, backbone="resnet20", width=8)
     row = judge(turned, what=claims.DEPENDS).squeeze()
     assert row["difference"] == pytest.approx(-40)
     assert row["verdict"] == "holds"  # it depends, whichever is ahead
-    other = both(0.9, rate=0.01) + both(0.5, backbone="resnet20", width=8)  # they differ in more than the backbone
-    assert judge(other, what=claims.DEPENDS).empty
+    for more in ({"rate": 0.01}, {"epochs": 6}):  # they differ in more than the backbone
+        other = both(0.9, **more) + both(0.5, backbone="resnet20", width=8)
+        assert judge(other, what=claims.DEPENDS).empty
     same = both(0.7) + both(0.7, backbone="resnet20", width=8)
     assert judge(same, what=claims.DEPENDS)["verdict"].tolist() == ["undecided"]
 
@@ -162,6 +163,27 @@ def test_many_comparisons_of_a_claim_are_allowed_for():
     nothing = claims.judge([record_of({"global": 0.9})])
     assert nothing.empty
     assert set(table) == set(nothing)
+
+
+def test_one_row_among_many_is_enough_only_where_chance_would_not_give_it():
+    """A row may hold, with 5 % of such rows expected to be false, and yet be the one of twenty that chance gives."""
+    common = {"claim": "C5", "what": "w", "n": 3, "subset": False, "metric": "accuracy", "a": "a", "b": "b"}
+    common |= dict.fromkeys(claims.POINT, 0)
+    rows = [common | {"grid": k, "p": 1e-4, "verdict": "does not hold"} for k in range(15)]
+    for p, word in ((0.01, "undecided"), (0.003, "holds")):
+        table = claims._adjusted(pd.DataFrame([*rows, common | {"grid": 15, "p": p, "verdict": "holds"}]))
+        found = claims.summary(table).set_index("what").loc["w"]
+        assert (found["holds"], found["verdict"]) == (1, word)
+
+
+def test_strategies_that_agree_on_every_image_may_differ_on_others():
+    found = [record_of({"cnn-dnn": 0.9, "average": 0.9}, seed) for seed in range(3)]
+    row = judge(
+        [replace(r, arrays=r.arrays | {"predicted/average": r.arrays["predicted/cnn-dnn"]}) for r in found]
+    ).squeeze()
+    assert row["difference"] == 0
+    n = len(RECORDED)
+    assert row["high"] == pytest.approx(196 * (2 / (n + 1) / (n + 2)) ** 0.5, rel=1e-3)  # two images, one for each
 
 
 def two_classes(scores, seed=0):

@@ -90,25 +90,28 @@ def test_strategies_differ_in_grey_by_their_markers():
 
 def test_verdicts_are_a_panel_a_comparison_and_a_row_a_point():
     common = {"dataset": "digits", "backbone": "vgg9", "overlap": 0, "variant": "", "low": -1.0, "high": 3.0}
-    common |= {"metric": "accuracy", "width": 16}
+    common |= {"metric": "accuracy", "width": 16, "what": "a beats b"}
     first = common | {"claim": "C1", "a": "cnn-dnn", "b": "vote", "difference": 1.0, "epochs": 12, "epochs of b": 12}
-    second = common | {"claim": "C2", "a": "transfer", "b": "cnn-dnn", "difference": -0.5, "grid": "4x4"}
+    other = {"what": "a beats b (not claimed)", "claim": "C2"}
+    second = common | other | {"a": "transfer", "b": "cnn-dnn", "difference": -0.5, "grid": "4x4"}
     rows = [
         first | {"grid": "2x2", "verdict": "holds"},
         first | {"grid": "4x4", "verdict": "does not hold"},
         second | {"epochs": 12, "epochs of b": 24, "verdict": "undecided"},
         second | {"epochs": 24, "epochs of b": 24, "verdict": "undecided"},  # told apart by its epochs
-        first | {"grid": "8x8", "metric": "AUC", "verdict": "holds"},  # not of accuracy
+        first | {"grid": "8x8", "metric": "AUC", "b": "average", "verdict": "holds"},
     ]
     figure = curves.verdicts(pd.DataFrame(rows))
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     twice = "digits, VGG9, 4×4, 12 + 12 against 24 epochs"
-    assert names == ["digits, VGG9, 2×2", "digits, VGG9, 4×4, 12 epochs", twice, "digits, VGG9, 4×4, 24 epochs"]
+    own = ["digits, VGG9, 2×2", "digits, VGG9, 4×4, 12 epochs", twice, "digits, VGG9, 4×4, 24 epochs"]
+    assert names == [*own, "digits, VGG9, 8×8"]
     drawn = [[line for line in ax.lines if len(line.get_xdata()) == 1] for ax in figure.axes]
-    assert [[marker.get_ydata()[0] for marker in panel] for panel in drawn] == [[0, 1], [2, 3]]
-    assert [marker.get_fillstyle() for panel in drawn for marker in panel] == ["full", "full", "none", "none"]
+    assert [[marker.get_ydata()[0] for marker in panel] for panel in drawn if panel] == [[0, 1], [2, 3], [4]]
+    assert [marker.get_fillstyle() for panel in drawn for marker in panel] == ["full", "full", "none", "none", "full"]
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]  # whichever the style has it
-    assert titles == ["C1: CNN-DNN\n− vote", "C2: transfer\n− CNN-DNN"]
+    assert titles == ["C1: CNN-DNN\n− vote", "C2 (not claimed): transfer\n− CNN-DNN", "C1: CNN-DNN\n− average"]
+    assert "AUC" in figure.get_supxlabel()
     plt.close(figure)
 
 
