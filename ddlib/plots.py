@@ -182,7 +182,7 @@ def importance(shown: Mapping[str, tuple[Decomposition, Any]], picture: Any = No
     lost = {title: 100 * np.atleast_2d(shares).mean(0) for title, (_, shares) in shown.items()}
     painted = {title: _painted(cuts, lost[title]) for title, (cuts, _) in shown.items()}
     low, high = min(0, *(np.nanmin(x) for x in painted.values())), max(np.nanmax(x) for x in painted.values())
-    columns = min(len(shown), 3)
+    columns = 2 if len(shown) == 4 else min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns + 0.8, 2.4 * rows), squeeze=False)
     for ax in axes.flat[len(shown) :]:
