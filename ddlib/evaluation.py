@@ -114,7 +114,8 @@ def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
         raise ValueError("records of different parameters (rate, batch_size, …) would share a row: choose among them.")
     seeds = 100 * frame.groupby([*point, "strategy", "seed"], sort=False)["test_accuracy"].mean()
     cells = seeds.groupby([*point, "strategy"], sort=False).agg(_mean_and_deviation)
-    return cells.unstack("strategy")[list(dict.fromkeys(frame["strategy"]))].rename_axis(columns=None)
+    rows = cells.index.droplevel("strategy").unique()  # in the order of the frame
+    return cells.unstack("strategy").loc[rows, list(dict.fromkeys(frame["strategy"]))].rename_axis(columns=None)
 
 
 def _mean_and_deviation(percent: "pd.Series") -> str:

@@ -121,3 +121,12 @@ def test_accuracy_table():
         ("1x2", "local"): "10.0",
         ("1x2", "average"): "12.3",
     }
+
+
+def test_rows_of_the_accuracy_table_stand_in_the_order_of_the_frame():
+    point = {"dataset": "d", "backbone": "b", "width": 8, "epochs": 1, "strategy": "vote", "seed": 0}
+    places = [("2x2", 0), ("2x2", 4), ("4x4", 2), ("4x4", 4)]
+    rows = [{**point, "grid": grid, "overlap": overlap, "test_accuracy": 0.5} for grid, overlap in places]
+    assert accuracy_table(pd.DataFrame(rows)).reset_index()[["grid", "overlap"]].to_numpy().tolist() == [
+        list(place) for place in places
+    ]
