@@ -1,4 +1,4 @@
-"""The pictures of cost: accuracy over time, speed-up, scaling, what travels; drawn from tables."""
+"""The pictures that are drawn from tables: accuracy over time, speed-up, scaling, what travels, bounds, verdicts."""
 
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -147,6 +147,25 @@ def time_to_accuracy(ax: Axes, costs: "pd.DataFrame", title: str = "") -> None:
         ax.plot(mean["seconds"], 100 * mean["test_accuracy"], line, markersize=8, label=method, **options)
     ax.set(xlabel="seconds of training, sub-networks included", ylabel="test accuracy (%)", title=title)
     ax.legend(fontsize=8)
+
+
+def bounds(ax: Axes, found: "pd.DataFrame", figure: str, title: str = "") -> None:
+    """A figure of composed networks between its bounds (P3; ours), a row each.
+
+    Columns of `found`: name, FIGURE, FIGURE_low, FIGURE_high; accuracies as shares, drawn in %.
+    """
+    scale, unit = (100, " (%)") if figure == "accuracy" else (1, "")
+    for y, row in enumerate(found.to_dict("records")):
+        low, value, high = (scale * row[f"{figure}{end}"] for end in ("_low", "", "_high"))
+        ax.plot(
+            [low, high], [y, y], color="#999999", linewidth=6, solid_capstyle="butt", label="bounds" if y == 0 else None
+        )
+        options = {"color": STYLE["composed"][0], "marker": STYLE["composed"][1], "linestyle": "none", "markersize": 8}
+        ax.plot([value], [y], label="composed network" if y == 0 else None, **options)
+    ax.set_yticks(range(len(found)), found["name"])
+    ax.set(xlabel=f"test {figure.replace('_', '-')}{unit}", title=title, ylim=(len(found) - 0.5, -0.5))
+    ax.grid(True, axis="x", alpha=0.3)
+    ax.grid(False, axis="y")
 
 
 def strong_scaling(ax: Axes, times: "pd.DataFrame", title: str = "") -> None:

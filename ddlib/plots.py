@@ -395,22 +395,3 @@ def composition(ax: Axes, network: Backbone, layer: str, title: str = "") -> Non
     weight = network.get_submodule(layer).weight.detach()
     field(ax, weight.flatten(2).norm(dim=2).numpy(), "norm of the kernel", title, vmin=0)
     ax.set(xlabel="input channel", ylabel="output channel")
-
-
-def bounds(ax: Axes, found: "pd.DataFrame", figure: str, title: str = "") -> None:
-    """A figure of composed networks between its bounds (P3; ours), a row each.
-
-    Columns of `found`: name, FIGURE, FIGURE_low, FIGURE_high; accuracies as shares, drawn in %.
-    """
-    scale, unit = (100, " (%)") if figure == "accuracy" else (1, "")
-    for y, row in enumerate(found.to_dict("records")):
-        low, value, high = (scale * row[f"{figure}{end}"] for end in ("_low", "", "_high"))
-        ax.plot(
-            [low, high], [y, y], color="#999999", linewidth=6, solid_capstyle="butt", label="bounds" if y == 0 else None
-        )
-        options = {"color": STYLE["composed"][0], "marker": STYLE["composed"][1], "linestyle": "none", "markersize": 8}
-        ax.plot([value], [y], label="composed network" if y == 0 else None, **options)
-    ax.set_yticks(range(len(found)), found["name"])
-    ax.set(xlabel=f"test {figure.replace('_', '-')}{unit}", title=title, ylim=(len(found) - 0.5, -0.5))
-    ax.grid(True, axis="x", alpha=0.3)
-    ax.grid(False, axis="y")
