@@ -221,7 +221,7 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
             ax.set_xticks(ticks, ticks)
             ax.margins(x=0.1)
             ax.set_xlabel("logarithmic beyond ±10", fontsize=7)
-        claimed = "" if not shown["what"].str.contains("not claimed").any() else " (not claimed)"
+        claimed = " (not claimed)" if shown["what"].str.contains("not claimed").any() else ""
         ax.set_title(f"{kind['claim']}{claimed}: {named(kind['a'])}\n− {named(kind['b'])}", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.grid(True, axis="x", alpha=0.3)
