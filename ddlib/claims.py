@@ -21,17 +21,29 @@ if TYPE_CHECKING:
 # claim, what it says in words, and the comparisons (a, b) of strategies on which "a is more accurate than b" is judged
 CLAIMS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("C1", "CNN-DNN beats average and vote", (("cnn-dnn", "average"), ("cnn-dnn", "vote"))),
-    ("C2", "transfer beats the CNN-DNN", (("transfer", "cnn-dnn"),)),
+    ("C2", "transfer (E + E epochs) beats the CNN-DNN (E epochs)", (("transfer", "cnn-dnn"),)),
     ("C3", "coherent from scratch beats the CNN-DNN (not claimed)", (("coherent", "cnn-dnn"),)),
     ("C5", "CNN-DNN beats the global CNN", (("cnn-dnn", "global"),)),
-    ("C5", "transfer (E + E epochs) beats the global CNN (E epochs)", (("transfer", "global"),)),
-    ("C6", "composed and trained on (E + E epochs) beats random weights (E epochs)", (("channels", "global"),)),
+    ("C5", "transfer (E + E epochs) beats the global CNN (E epochs; ours)", (("transfer", "global"),)),
+    (
+        "C6",
+        "composed sub-networks (E + E epochs) beat random weights (E epochs) (not claimed)",
+        (("channels", "global"),),
+    ),
 )
-# what is trained twice, for E + E epochs, against 2·E epochs of another: (a, b), and the loss that the claim allows
-BUDGET: dict[str, tuple[tuple[str, str, float], ...]] = {
-    "C2": (("transfer", "cnn-dnn", 0.0), ("transfer", "coherent", 0.0)),
-    "C5": (("transfer", "global", 0.0),),
-    "C6": (("channels", "global", 1.0),),  # "almost no loss of accuracy": a point (ours)
+# what is trained twice, for E + E epochs, against 2E epochs of another: in words, (a, b), and the loss allowed, points
+BUDGET: dict[str, tuple[tuple[str, str, str, float], ...]] = {
+    "C2": (
+        ("transfer (E + E epochs) beats the CNN-DNN (2E epochs)", "transfer", "cnn-dnn", 0.0),
+        ("transfer (E + E epochs) beats the coherent model (2E epochs)", "transfer", "coherent", 0.0),
+    ),
+    "C5": (("transfer (E + E epochs) beats the global CNN (2E epochs)", "transfer", "global", 0.0),),
+    "C6": (  # "almost no loss of accuracy": a point (ours)
+        (
+            "composed sub-networks (E + E epochs) are at most 1 point behind random weights (2E epochs)",
+            *("channels", "global", 1.0),
+        ),
+    ),
 }
 # option of `Experiment` → the strategies that it is to improve
 REMEDIES = {"out_of_fold": ("cnn-dnn", "transfer"), "local_losses": ("coherent", "transfer")}
@@ -64,35 +76,41 @@ def judge(found: Sequence[Record]) -> "pd.DataFrame":
 
 
 def summary(judged: "pd.DataFrame", times: "pd.DataFrame | None" = None) -> "pd.DataFrame":
-    """Comparison by comparison: how many rows hold, do not hold and are undecided, and a word for all.
+    """Comparison by comparison: how many rows hold, do not hold and are undecided, in how many a is ahead, and a word.
 
-    The rows of `decisive` count.  A comparison holds where some row does and none says the contrary, and does not
-    hold where it is the other way round; the word is said where it would be with Bonferroni's p, too, that is with at
-    most 5 % for saying it of a comparison none of whose rows is true, else the comparison is undecided.  C5 says
-    *can*: rows that say the contrary are no hindrance, and it does not hold where every row says so.  C3's dependence
-    on the backbone cannot be refuted, only not be seen.  C4 counts the rows of `times`, the training-time table, with
-    a speed-up above 1.
+    The rows of `decisive` count; C1's against the average and against the vote apart, since it claims both.  A
+    comparison holds where some row does and none says the contrary, and does not hold where it is the other way round;
+    the word is said where it would be with Bonferroni's p, too, that is with at most 5 % for saying it of a comparison
+    none of whose rows is true, else the comparison is undecided.  C5 says *can*: rows that say the contrary are no
+    hindrance, and it does not hold where every row says so.  C3's dependence on the backbone cannot be refuted, only
+    not be seen.  C4 counts the rows of `times`, the training-time table, with a speed-up above 1.
     """
     import pandas as pd
 
     enough = decisive(judged)
-    stated = [("C3", DEPENDS), *((claim, what) for claim, what, _ in CLAIMS)]
+    stated = [(claim, what, *pair) for claim, what, pairs in CLAIMS for pair in pairs]
+    same = [("C3", DEPENDS, "coherent", "cnn-dnn"), *stated]
+    same += enough[["claim", "what", "a", "b"]].itertuples(index=False, name=None)
     rows = []
-    for claim, what in dict.fromkeys([*stated, *zip(enough["claim"], enough["what"], strict=True)]):
-        own = enough[(enough["claim"] == claim) & (enough["what"] == what)]
+    for claim, what, a, b in dict.fromkeys(same):
+        own = enough[(enough[["claim", "what", "a", "b"]] == [claim, what, a, b]).all(axis=1)]
         count = {word: int((own["verdict"] == word).sum()) for word in ("holds", "does not hold", "undecided")}
         sure = {word: own.loc[own["verdict"] == word, "p"].min() * len(own) <= 0.05 for word in count}
         holds = sure["holds"] and (claim == "C5" or not count["does not hold"])
         against = sure["does not hold"] and not count["holds"] and not (claim == "C5" and count["undecided"])
         word = "holds" if holds else "does not hold" if against else "undecided"
-        rows.append({"claim": claim, "what": what, **count, "verdict": word if len(own) else "not run"})
+        ahead = pd.NA if what == DEPENDS else int((own["difference"] > 0).sum())
+        said = {"claim": claim, "what": what.replace("average and vote", f"the {b}")}
+        rows.append(said | count | {"ahead": ahead, "verdict": word if len(own) else "not run"})
     if times is not None:
         faster = times["parallel speed-up"] > 1
         count = {"holds": int(faster.sum()), "does not hold": int((~faster).sum()), "undecided": 0}
         what = "local training, a worker for each, is faster than the global CNN (no test: medians)"
         word = "holds" if faster.all() else "does not hold"
-        rows.append({"claim": "C4", "what": what, **count, "verdict": word if len(times) else "not run"})
-    return pd.DataFrame(rows).sort_values("claim", ignore_index=True, kind="stable")
+        said = {"claim": "C4", "what": what, **count, "ahead": int(faster.sum())}
+        rows.append(said | {"verdict": word if len(times) else "not run"})
+    table = pd.DataFrame(rows).astype({"ahead": "Int64"})
+    return table.sort_values("claim", ignore_index=True, kind="stable")
 
 
 def decisive(judged: "pd.DataFrame") -> "pd.DataFrame":
@@ -116,7 +134,7 @@ def _within(found: Sequence[Record]) -> list[dict[str, Any]]:
                 for metric in ("accuracy", "AUC"):
                     both = [(record, record) for record in group if _has(record, a, metric) and _has(record, b, metric)]
                     if both:
-                        said = f"{what}, both after 2·E epochs" if settings in controls else what
+                        said = f"{what}, both after 2E epochs" if settings in controls else what
                         rows.append(_row(claim, said, metric, both, a, b))
     return rows
 
@@ -126,11 +144,9 @@ def _equal_budget(found: Sequence[Record]) -> list[dict[str, Any]]:
     rows = []
     for pairs in _longer(_plain(found)):
         for claim, comparisons in BUDGET.items():
-            for a, b, margin in comparisons:
+            for what, a, b, margin in comparisons:
                 both = [(one, two) for one, two in pairs if a in one.strategies and b in two.strategies]
                 if both:
-                    beats = f"is at most {margin:g} point behind" if margin else "beats"
-                    what = f"{a} (E + E epochs) {beats} {b} (2·E epochs)"
                     rows.append(_row(claim, what, "accuracy", both, a, b, margin))
     return rows
 
@@ -154,13 +170,15 @@ def _between_backbones(found: Sequence[Record]) -> list[dict[str, Any]]:
             seeds = {record.parameters["seed"]: record for record in two}
             pairs = [(r, seeds[r.parameters["seed"]]) for r in one if r.parameters["seed"] in seeds]
             if pairs and one[0].parameters["backbone"] != two[0].parameters["backbone"]:
-                leads = [[_right(r, "coherent") - _right(r, "cnn-dnn") for r in pair] for pair in pairs]
-                gaps = np.array([first - second for first, second in leads])
-                row = _row("C3", DEPENDS, "accuracy", pairs, "coherent", "cnn-dnn", gaps=gaps)
-                word = {"does not hold": "holds"}.get(row["verdict"], row["verdict"])  # either sign is a dependence
                 told = [f"{p['backbone']} (w {p['width']})" for p in (r.parameters for r in pairs[0])]
-                pair = {"backbone": " − ".join(told), "width": None}
-                rows.append(row | pair | {"verdict": word})
+                both = {"backbone": " − ".join(told), "width": None}
+                for metric in ("accuracy", "AUC"):
+                    if all(_has(r, s, metric) for pair in pairs for r in pair for s in ("coherent", "cnn-dnn")):
+                        first, second = ([(r, r) for r in those] for those in zip(*pairs, strict=True))
+                        leads = [_gaps(r, "coherent", "cnn-dnn", metric) for r in (first, second)]
+                        row = _row("C3", DEPENDS, metric, pairs, "coherent", "cnn-dnn", gaps=leads[0] - leads[1])
+                        word = {"does not hold": "holds"}.get(row["verdict"], row["verdict"])  # either sign is one
+                        rows.append(row | both | {"verdict": word})
     return rows
 
 
@@ -203,14 +221,11 @@ def _row(
 ) -> dict[str, Any]:
     """Records of several seeds, with strategy a and b; mostly the same one twice.
 
-    `gaps` (seeds, n) stands in place of "a is right" − "b is right" for each test image.
+    `gaps` stands in place of `_gaps`.
     """
     tested = metric == "accuracy" and gaps is None
-    if metric == "AUC":
-        differences, *errors = _auc_differences(pairs, a, b)
-    else:
-        gaps = np.array([_right(one, a) - _right(two, b) for one, two in pairs]) if gaps is None else gaps
-        differences, errors = gaps.mean(1), _share_errors(gaps)
+    gaps = _gaps(pairs, a, b, metric) if gaps is None else gaps
+    differences, errors = _shares(gaps) if metric == "accuracy" else _areas(gaps)
     judged = verdict(100 * differences, margin, *(100 * error for error in errors))
     return {
         **{"claim": claim, "what": what, "metric": metric, **point(pairs[0][0]), "a": a, "b": b},
@@ -233,6 +248,40 @@ def _mcnemar(pairs: Pairs, a: str, b: str) -> float:
     return max(test.p_value for test in tests) if len({np.sign(test.difference) for test in tests}) == 1 else 1.0
 
 
+def _gaps(pairs: Pairs, a: str, b: str, metric: str) -> np.ndarray:
+    """a − b for each seed and test image (seeds, n): one is right and the other not, in −1, 0, 1.
+
+    AUC: for each pair of a positive and a negative image (seeds, positives, negatives), the positive one scored higher.
+    """
+
+    def marks(record: Record, strategy: str) -> np.ndarray:
+        labels = record.arrays["labels"]
+        if metric == "accuracy":
+            return (record.predicted(strategy).squeeze() == labels).astype(float)
+        score = record.arrays[f"score/{strategy}"].squeeze()
+        gap = score[labels == 1][:, None] - score[labels == 0]
+        return (gap > 0) + 0.5 * (gap == 0)
+
+    return np.array([marks(one, a) - marks(two, b) for one, two in pairs])
+
+
+def _shares(gaps: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Differences in accuracy by seed, and their `_image_errors`, with an image more for each side.
+
+    Or there would be no error where two strategies are right on the same images (Bonett and Price 2012).
+    """
+    return gaps.mean(1), _image_errors(np.hstack([gaps, np.tile([1.0, -1.0], (len(gaps), 1))]))
+
+
+def _areas(gaps: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Differences in the area under the ROC curve, by seed, and their errors as of `_image_errors`.
+
+    The latter by the placements of each image among those of the other class (DeLong, DeLong and Clarke-Pearson 1988).
+    """
+    shared, every = np.hypot(_image_errors(gaps.mean(2)), _image_errors(gaps.mean(1)))
+    return gaps.mean((1, 2)), (shared, every)
+
+
 def _image_errors(gaps: np.ndarray) -> tuple[float, float]:
     """Standard errors of the mean of `gaps` (seeds, n) that the n images leave: what all seeds share, and all of it.
 
@@ -243,35 +292,6 @@ def _image_errors(gaps: np.ndarray) -> tuple[float, float]:
     noise = ((gaps - mean - gaps.mean(1, keepdims=True) + gaps.mean()) ** 2).sum() / max((seeds - 1) * (images - 1), 1)
     every = mean.var(ddof=1)
     return math.sqrt(max(every - noise / seeds, 0) / images), math.sqrt(every / images)
-
-
-def _share_errors(gaps: np.ndarray) -> tuple[float, float]:
-    """`_image_errors` of shares of images, with one image more for each side (Bonett and Price 2012).
-
-    Or there would be no error where two strategies are right on the same images.
-    """
-    return _image_errors(np.hstack([gaps, np.tile([1.0, -1.0], (len(gaps), 1))]))
-
-
-def _auc_differences(pairs: Pairs, a: str, b: str) -> tuple[np.ndarray, float, float]:
-    """Differences in the area under the ROC curve, by seed, and the standard errors as of `_image_errors`.
-
-    The latter by the placements of each image among those of the other class (DeLong, DeLong and Clarke-Pearson 1988).
-    """
-    labels = pairs[0][0].arrays["labels"]
-
-    def ordered(record: Record, strategy: str) -> np.ndarray:
-        score = record.arrays[f"score/{strategy}"].squeeze()
-        gap = score[labels == 1][:, None] - score[labels == 0]
-        return (gap > 0) + 0.5 * (gap == 0)  # for each pair of a positive and a negative image
-
-    gaps = np.array([ordered(one, a) - ordered(two, b) for one, two in pairs])
-    shared, every = np.hypot(_image_errors(gaps.mean(2)), _image_errors(gaps.mean(1)))
-    return gaps.mean((1, 2)), shared, every
-
-
-def _right(record: Record, strategy: str) -> np.ndarray:
-    return (record.predicted(strategy).squeeze() == record.arrays["labels"]).astype(float)
 
 
 def _has(record: Record, strategy: str, metric: str) -> bool:

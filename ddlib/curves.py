@@ -14,13 +14,55 @@ from .plots import NAMES, OTHER, PARTS, STYLE, WINDOWS, named
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.text import Annotation
+
+# of a label beside its point: horizontal and vertical alignment, offset in points; the first are preferred
+SIDES = (
+    *(("left", "bottom", 4, 4), ("left", "top", 4, -3), ("right", "bottom", -4, 4), ("right", "top", -4, -3)),
+    *(("center", "bottom", 0, 6), ("center", "top", 0, -6), ("left", "center", 7, 0), ("right", "center", -7, 0)),
+)
+
+
+def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
+    """Test accuracy in % of each strategy over "subdomains" (a column of their number) or "overlap" (P1, P2).
+
+    Mean over seeds, with bars from the lowest to the highest; hollow where there is one seed alone.  Strategies are
+    drawn a little beside one another; the global CNN, which has neither, is a line across.
+    """
+    whole = frame["strategy"] == "global"
+    if whole.any():
+        label, colour = named("global"), STYLE["global"][0]
+        ax.axhline(
+            100 * frame.loc[whole, "test_accuracy"].mean(), color=colour, linestyle="--", linewidth=1, label=label
+        )
+    frame = frame[~whole]
+    values = np.array(sorted(frame[by].unique()))
+    places = np.log2(values) if by == "subdomains" else values  # or few subdomains would be crowded
+    step = 0.016 * max(1, np.ptp(places))
+    shown = frame.groupby("strategy", sort=False)
+    for k, (strategy, rows) in enumerate(shown):
+        colour, marker = STYLE.get(strategy, OTHER)
+        each = 100 * rows.groupby([by, "seed"])["test_accuracy"].mean()  # over the local CNNs
+        y = each.groupby(by).agg(["mean", "min", "max", "size"])
+        x = places[np.searchsorted(values, y.index)] + step * (k - (len(shown) - 1) / 2)
+        options = {"color": colour, "marker": marker, "markersize": 6}
+        ax.plot(x, y["mean"], label=named(strategy), linewidth=1, **options)
+        ax.vlines(x, y["min"], y["max"], color=colour, linewidth=2)
+        one = (y["size"] == 1).to_numpy()
+        ax.plot(x[one], y["mean"][one], linestyle="none", markerfacecolor="white", **options)
+    if (frame.groupby(["strategy", by])["seed"].nunique() == 1).any():
+        ax.plot([], [], "o", color="#777777", markerfacecolor="white", markersize=6, label="hollow: one seed")
+    label = "number of subdomains N" if by == "subdomains" else "overlap δ (pixels)"
+    ax.set(xlabel=label, ylabel="test accuracy (%)", title=title)
+    ax.set_xticks(places, [f"{value:g}" for value in values])
 
 
 def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", by: str, title: str = "") -> None:
     """Test accuracy in % over seconds of training: means over the seeds (faint), with their Pareto front.
 
     `costs`, with their columns `by`, and `pareto` are those of `report`.  Hollow: points of another width, number of
-    epochs or options than most.  The most accurate strategy of each decomposition and setting is named.
+    epochs or options than most.  The most accurate strategy of each decomposition and setting is named, in
+    all and on the front.
     """
     kind = ["width", "epochs", "variant"]
     usual = costs.loc[costs["strategy"] != "global", kind].value_counts().index[0]
@@ -44,23 +86,31 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
     ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
     for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
-    taken: list[Bbox] = []
-    for place, rows in means.groupby(_places(means, usual), sort=False):
-        best = rows.loc[rows["test_accuracy"].idxmax()]
-        _beside(ax, fill(place, 18), (best[by], 100 * best["test_accuracy"]), taken)
+    places, spots = _places(means, usual), means[[by, "test_accuracy"]].to_numpy() * (1, 100)
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform(spots)]  # the markers
+    highest = means.groupby(places, sort=False)["test_accuracy"].idxmax()
+    front = means[means[by].isin(pareto[by])]
+    for index in dict.fromkeys([*highest, *front.groupby(places, sort=False)["test_accuracy"].idxmax()]):
+        _beside(ax, fill(places[index], 18), spots[index], taken)
 
 
 def _beside(ax: Axes, text: str, at: tuple[float, float], taken: list[Bbox]) -> None:
-    """A label beside a point, on the first side where it covers none of those that are there; `taken` gets its box."""
-    sides = [(x, y) for x in ("left", "right") for y in ("bottom", "top")]
-    for x, y in sides if "\n" not in text else sides[1::2]:
-        offset = (4 if x == "left" else -4), (4 if y == "bottom" else -3)
-        told = ax.annotate(text, at, offset, textcoords="offset points", fontsize=7, ha=x, va=y)
-        box = told.get_window_extent()
-        if not any(box.overlaps(other) for other in taken) or (x, y) == sides[-1]:
-            break
-        told.remove()
-    taken.append(box)
+    """A label beside a point, on the side where it covers least of what is there; `taken` gets its box."""
+
+    def drawn(ha: str, va: str, dx: float, dy: float) -> "tuple[float, Annotation]":
+        told = ax.annotate(text, at, (dx, dy), textcoords="offset points", fontsize=7, ha=ha, va=va)
+        own = told.get_window_extent()
+        within = Bbox.intersection(own, ax.bbox)
+        shared = [Bbox.intersection(own, other) for other in taken]
+        covered = sum(box.width * box.height for box in shared if box)
+        return covered + own.width * own.height - (within.width * within.height if within else 0), told
+
+    tried = [drawn(*side) for side in SIDES]
+    best = min(tried, key=lambda one: one[0])
+    for one in tried:
+        if one is not best:
+            one[1].remove()
+    taken.append(best[1].get_window_extent())
 
 
 def _cut(table: "pd.DataFrame") -> "pd.Series":
@@ -217,7 +267,7 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
         reached = shown["low"].min(), shown["high"].max()
         if max(map(abs, reached)) > 40:  # or one point hides the others
             ax.set_xscale("symlog", linthresh=10)
-            ticks = [tick for tick in (-80, -10, 0, 10, 80) if reached[0] <= tick <= reached[1]]
+            ticks = [tick for tick in (-80, -30, -10, 0, 10, 30, 80) if reached[0] <= tick <= reached[1]]
             ax.set_xticks(ticks, ticks)
             ax.margins(x=0.1)
             ax.set_xlabel("logarithmic beyond ±10", fontsize=7)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -157,20 +159,18 @@ def field(ax: Axes, values: Any, label: str, title: str = "", cmap: str = "civid
     bare(ax)
 
 
-def local_accuracy(ax: Axes, decomposition: Decomposition, accuracies: Any, test_images: int, title: str = "") -> None:
-    """Test accuracy of each local CNN, in %, drawn on its window (mean where windows overlap): (N,) or (seeds, N).
+def local_accuracy(shown: Mapping[str, tuple[Decomposition, Any]], test_images: int) -> Figure:
+    """Test accuracy of each local CNN, in %, drawn on its window; `shown` as in `importance`.
 
-    The mean over seeds.  The colours span five points and four standard errors of a single accuracy over the test
-    images at the least, so that noise does not look like a finding.  Of a volume, the mean along the depth, and the
-    numbers from front to back.
+    The colours span five points and four standard errors of a single accuracy over the test images at the least, so
+    that noise does not look like a finding.
     """
-    share = np.atleast_2d(np.asarray(accuracies)).mean(0)
-    painted = 100 * _painted(decomposition, share)
-    low, high = np.nanmin(painted), np.nanmax(painted)
-    error = 100 * np.sqrt(share.mean() * (1 - share.mean()) / test_images)
-    wider = max(0.0, max(5, 4 * error) - (high - low)) / 2
-    field(ax, painted, "test accuracy (%)", title, vmin=low - wider, vmax=high + wider)
-    _numbers(ax, decomposition, [f"{100 * one:.0f}" for one in share])
+    figure, scale = _by_window(shown, "test accuracy (%)")
+    low, high = scale.get_clim()
+    share = np.concatenate([np.atleast_2d(values).mean(0) for _, values in shown.values()]).mean()
+    wider = max(0.0, max(5, 400 * np.sqrt(share * (1 - share) / test_images)) - (high - low)) / 2
+    scale.set_clim(low - wider, high + wider)
+    return figure
 
 
 def importance(shown: Mapping[str, tuple[Decomposition, Any]], picture: Any = None) -> Figure:
@@ -179,9 +179,19 @@ def importance(shown: Mapping[str, tuple[Decomposition, Any]], picture: Any = No
     Title → decomposition and shares (N,) or (seeds, N), of which the mean is drawn: of a volume, along the depth, and
     the numbers from front to back.  Over a test image (C, *shape), where one is given.
     """
-    lost = {title: 100 * np.atleast_2d(shares).mean(0) for title, (_, shares) in shown.items()}
-    painted = {title: _painted(cuts, lost[title]) for title, (cuts, _) in shown.items()}
-    low, high = min(0, *(np.nanmin(x) for x in painted.values())), max(np.nanmax(x) for x in painted.values())
+    figure, scale = _by_window(shown, "points of test accuracy", picture)
+    scale.set_clim(vmin=min(0, scale.get_clim()[0]))
+    return figure
+
+
+def _by_window(
+    shown: Mapping[str, tuple[Decomposition, Any]], label: str, picture: Any = None
+) -> tuple[Figure, ScalarMappable]:
+    """The figure of `importance`, with the scale of colours that its panels share, from the lowest to the highest."""
+    percent = {title: 100 * np.atleast_2d(shares).mean(0) for title, (_, shares) in shown.items()}
+    painted = {title: _painted(cuts, percent[title]) for title, (cuts, _) in shown.items()}
+    ends = min(np.nanmin(x) for x in painted.values()), max(np.nanmax(x) for x in painted.values())
+    scale = ScalarMappable(Normalize(*ends), cmap="cividis")
     columns = 2 if len(shown) == 4 else min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns + 0.8, 2.4 * rows), squeeze=False)
@@ -192,12 +202,12 @@ def importance(shown: Mapping[str, tuple[Decomposition, Any]], picture: Any = No
             grey = np.asarray(picture).mean(0, keepdims=True)  # and light: colour and its depth are for the values
             image(ax, grey)
             ax.images[0].set_clim(2 * grey.min() - grey.max(), grey.max())
-        drawn = ax.imshow(painted[title], cmap="cividis", vmin=low, vmax=high, alpha=1 if picture is None else 0.5)
+        ax.imshow(painted[title], norm=scale.norm, cmap=scale.cmap, alpha=1 if picture is None else 0.5)
         ax.set_title(title, fontsize=9)
         bare(ax)
-        _numbers(ax, cuts, [f"{one:.1f}" for one in lost[title]])
-    figure.colorbar(drawn, ax=axes, label="points of test accuracy", shrink=0.8)
-    return figure
+        _numbers(ax, cuts, [f"{one:.1f}" for one in percent[title]])
+    figure.colorbar(scale, ax=axes, label=label, shrink=0.8)
+    return figure, scale
 
 
 def _painted(decomposition: Decomposition, values: Any) -> np.ndarray:
@@ -252,40 +262,15 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=lines)
 
 
-def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
-    """Test accuracy in % of each strategy over "subdomains" (a column of their number) or "overlap" (P1, P2).
-
-    Mean over seeds, with bars from the lowest to the highest; hollow where there is one seed alone.  Strategies are
-    drawn a little beside one another.
-    """
-    values = np.array(sorted(frame[by].unique()))
-    places = np.log2(values) if by == "subdomains" else values  # or few subdomains would be crowded
-    step = 0.016 * max(1, np.ptp(places))
-    shown = frame.groupby("strategy", sort=False)
-    for k, (strategy, rows) in enumerate(shown):
-        colour, marker = STYLE.get(strategy, OTHER)
-        each = 100 * rows.groupby([by, "seed"])["test_accuracy"].mean()  # over the local CNNs
-        y = each.groupby(by).agg(["mean", "min", "max", "size"])
-        x = places[np.searchsorted(values, y.index)] + step * (k - (len(shown) - 1) / 2)
-        options = {"color": colour, "marker": marker, "markersize": 6}
-        ax.plot(x, y["mean"], label=named(strategy), linewidth=1, **options)
-        ax.vlines(x, y["min"], y["max"], color=colour, linewidth=2)
-        one = (y["size"] == 1).to_numpy()
-        ax.plot(x[one], y["mean"][one], linestyle="none", markerfacecolor="white", **options)
-    if (frame.groupby(["strategy", by])["seed"].nunique() == 1).any():
-        ax.plot([], [], "o", color="#777777", markerfacecolor="white", markersize=6, label="hollow: one seed")
-    label = "number of subdomains N" if by == "subdomains" else "overlap δ (pixels)"
-    ax.set(xlabel=label, ylabel="test accuracy (%)", title=title)
-    ax.set_xticks(places, [f"{value:g}" for value in values])
-
-
 def leader(frame: "pd.DataFrame") -> str:
     """What a table of strategies shows, in a line: the highest mean over seeds, however small its lead."""
     decomposed = frame[~frame["strategy"].isin(["global", "local", "sub-networks"])]
     means = decomposed.groupby(["grid", "overlap", "strategy"])["test_accuracy"].mean().unstack("strategy")
-    times = means.eq(means.max(axis=1), axis=0).sum()
+    highest = means.ge(means.max(axis=1) - 1e-9, axis=0)
+    times = highest[highest.sum(axis=1) == 1].sum()  # ahead of all others
     first = " and ".join(named(s) for s in times.index if times[s] == times.max())
-    return f"highest without the global CNN: {first}, in {times.max()} of {len(means)} decompositions" if first else ""
+    told = f"highest mean without the global CNN: {first}, in {times.max()} of {len(means)} decompositions"
+    return told if times.max() else ""
 
 
 def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") -> None:
@@ -293,8 +278,9 @@ def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") ->
     share = 100 * np.asarray(counts) / np.maximum(np.sum(counts, 1, keepdims=True), 1)
     shown = ax.imshow(share, cmap="cividis", vmin=0, vmax=100)
     ax.figure.colorbar(shown, ax=ax, label="share of the true class (%)", shrink=0.8)
-    ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    ax.set_yticks(range(len(classes)), classes)
+    every = slice(None, None, -(-len(classes) // 20))  # or labels would cover one another
+    ax.set_xticks(range(len(classes))[every], classes[every], rotation=45, ha="right")
+    ax.set_yticks(range(len(classes))[every], classes[every])
     ax.grid(False)
     wrong = np.where(np.eye(len(share), dtype=bool), 0, share)
     true, called = np.unravel_index(wrong.argmax(), wrong.shape)
@@ -312,16 +298,18 @@ def convergence(
     """Test (full line) and training accuracy (dashed) in % of whole models in training, by "epoch" or by "second".
 
     Columns of `history`: stage, epoch, seconds, train_accuracy, test_accuracy, with all stages of a record; one curve
-    a seed.  By second, transfer starts after the trainings that it needs.  With the rows of `results` (of `gather`) of
+    a seed.  By second, every seed at the median pace of all, since the load of a machine is no result; transfer starts
+    after the trainings that it needs.  With the rows of `results` (of `gather`) of
     the same records, its curve starts at the accuracy of the CNN-DNN, which it is before its first step.
     """
+    pace = history.groupby(["stage", "epoch"], sort=False, as_index=False).median(numeric_only=True)
     seeds = history.groupby("seed") if "seed" in history else [(0, history)]
     for later, (seed, one) in enumerate(seeds):
         curves = one[one["stage"].isin(["global", "coherent", "transfer"])]
         for stage, rows in curves.groupby("stage", sort=False):
             colour, marker = STYLE[stage]
-            before = seconds(one, "cnn-dnn") if stage == "transfer" and by == "second" else 0.0
-            x = rows["epoch"] if by == "epoch" else before + rows["seconds"].cumsum()
+            before = seconds(pace, "cnn-dnn") if stage == "transfer" and by == "second" else 0.0
+            x = rows["epoch"] if by == "epoch" else before + pace.loc[pace["stage"] == stage, "seconds"].cumsum()
             test, options = 100 * rows["test_accuracy"], {"color": colour, "linewidth": 1.2}
             ax.plot(x, 100 * rows["train_accuracy"], "--", **(options | {"linewidth": 0.8}))
             if stage == "transfer" and results is not None:
@@ -332,7 +320,7 @@ def convergence(
                 colour, marker = STYLE["cnn-dnn"]
                 label = None if later else f"{named('cnn-dnn')}, start of transfer"
                 ax.plot(before, start, marker, color=colour, label=label, markersize=6, zorder=3)
-    ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on the training images")
+    ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on training images, as they pass")
     told = "epoch (transfer: after the local ones)" if by == "epoch" else "seconds of training, all stages"
     ax.set(ylabel="accuracy (%)", xlabel=told, title=title)
     if by == "epoch":

@@ -35,7 +35,7 @@ def test_a_claim_is_judged_by_the_differences_of_its_seeds():
     assert table["n"].tolist() == [3, 3]
     right = [[r.predicted(name)[0] == RECORDED for name in ("cnn-dnn", "average")] for r in found]
     gaps = np.array([a.astype(float) - b for a, b in right])
-    expected = verdict([10, 11, 12], 0, *(100 * error for error in claims._share_errors(gaps)))
+    expected = verdict([10, 11, 12], 0, *(100 * error for error in claims._shares(gaps)[1]))
     row = table.loc["average"]
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((11, expected.low, expected.high))
     assert row["verdict"] == "holds"
@@ -96,7 +96,7 @@ def test_a_control_does_not_weigh_on_the_points_of_its_claim():
     alone = judge(found, "C1")
     control = [record_of({"cnn-dnn": 0.8, "average": 0.8}, seed, epochs=24) for seed in range(3)]
     both = judge(found + control, "C1").set_index("epochs")
-    assert both.loc[24, "what"].endswith("both after 2·E epochs")
+    assert both.loc[24, "what"].endswith("both after 2E epochs")
     assert both.loc[12, "adjusted p"] == alone["adjusted p"].item()
 
 
@@ -125,6 +125,31 @@ def test_whether_the_backbone_matters_is_the_difference_of_two_differences():
         assert judge(other, what=claims.DEPENDS).empty
     same = both(0.7) + both(0.7, backbone="resnet20", width=8)
     assert judge(same, what=claims.DEPENDS)["verdict"].tolist() == ["undecided"]
+
+
+def test_whether_the_backbone_matters_is_judged_by_the_area_on_data_of_two_classes():
+    """Every image is put into the second class, whatever its score, so that accuracies do not differ."""
+    rng = np.random.default_rng(3)
+    truth = np.arange(60) % 2
+    found = []
+    for seed in range(3):
+        noise = {name: 9 + rng.normal(size=60) for name in ("coherent", "cnn-dnn")}
+        found.append(two_classes(noise, seed))
+        found.append(two_classes(noise | {"coherent": 9 + 9 * truth}, seed, backbone="resnet20", width=8))
+    judged = judge(found, what=claims.DEPENDS).set_index("metric")
+    ours, theirs = (
+        np.mean(
+            [
+                roc_auc_score(truth, r.arrays["score/coherent"][0]) - roc_auc_score(truth, r.arrays["score/cnn-dnn"][0])
+                for r in some
+            ]
+        )
+        for some in (found[::2], found[1::2])
+    )
+    assert judged.loc["accuracy", "difference"] == 0
+    assert judged.loc["AUC", "difference"] == pytest.approx(100 * (ours - theirs))
+    assert judged.loc["AUC", "verdict"] == "holds"
+    assert claims.decisive(judged.reset_index())["metric"].tolist() == ["AUC"]
 
 
 def test_a_remedy_is_a_point_with_an_option_against_the_same_without():
@@ -167,7 +192,16 @@ def test_many_comparisons_of_a_claim_are_allowed_for():
 
 def test_one_row_among_many_is_enough_only_where_chance_would_not_give_it():
     """A row may hold, with 5 % of such rows expected to be false, and yet be the one of twenty that chance gives."""
-    common = {"claim": "C5", "what": "w", "n": 3, "subset": False, "metric": "accuracy", "a": "a", "b": "b"}
+    common = {
+        "claim": "C5",
+        "what": "w",
+        "n": 3,
+        "subset": False,
+        "metric": "accuracy",
+        "a": "a",
+        "b": "b",
+        "difference": 1,
+    }
     common |= dict.fromkeys(claims.POINT, 0)
     rows = [common | {"grid": k, "p": 1e-4, "verdict": "does not hold"} for k in range(15)]
     for p, word in ((0.01, "undecided"), (0.003, "holds")):
@@ -186,12 +220,12 @@ def test_strategies_that_agree_on_every_image_may_differ_on_others():
     assert row["high"] == pytest.approx(196 * (2 / (n + 1) / (n + 2)) ** 0.5, rel=1e-3)  # two images, one for each
 
 
-def two_classes(scores, seed=0):
+def two_classes(scores, seed=0, **given):
     """A record of two classes with scores; accuracies do not matter."""
     labels = np.arange(60) % 2
     arrays = {"labels": labels} | {f"score/{name}": score[None] for name, score in scores.items()}
     arrays |= {f"predicted/{name}": (score > 0.5)[None].astype(int) for name, score in scores.items()}
-    return record_of(dict.fromkeys(scores, 0.5), seed, arrays=arrays)
+    return record_of(dict.fromkeys(scores, 0.5), seed, arrays=arrays, **given)
 
 
 def test_the_area_under_the_curve_is_judged_too():
@@ -223,8 +257,9 @@ def test_the_error_of_an_area_is_that_of_drawing_other_images():
         common = labels + generator.normal(size=60)
         return two_classes({"cnn-dnn": common, "average": common + generator.normal(size=60)})
 
-    drawn = [claims._auc_differences([(r, r)], "cnn-dnn", "average") for r in (draw() for _ in range(400))]
-    differences, shared, alone = zip(*drawn, strict=True)
+    drawn = [claims._areas(claims._gaps([(r, r)], "cnn-dnn", "average", "AUC")) for r in (draw() for _ in range(400))]
+    differences = [by_seed.item() for by_seed, _ in drawn]
+    shared, alone = zip(*(errors for _, errors in drawn), strict=True)
     assert shared == alone  # a single seed
     assert np.mean(alone) == pytest.approx(np.std(differences), rel=0.1)
 
@@ -250,8 +285,8 @@ def test_the_summary_goes_by_the_area_where_there_is_one():
         found.append(two_classes({"cnn-dnn": 9 * truth + noise, "average": noise}, seed))
     judged = claims.judge(found)
     assert (judged["verdict"] == "holds").tolist() == (judged["metric"] == "AUC").tolist()
-    own = claims.summary(judged).set_index("claim").loc["C1"]
-    assert (own["holds"], own["undecided"], own["verdict"]) == (1, 0, "holds")
+    own = claims.summary(judged).set_index("what").loc["CNN-DNN beats the average"]
+    assert (own["holds"], own["undecided"], own["ahead"], own["verdict"]) == (1, 0, 1, "holds")
 
 
 def test_the_summary_says_a_word_for_each_comparison():
@@ -268,6 +303,8 @@ def test_the_summary_says_a_word_for_each_comparison():
         "C5": "does not hold",
         "C6": "not run",
     }
+    assert word_of(table, "C1", "CNN-DNN beats the vote") == "holds"
+    assert table.set_index("what").loc["CNN-DNN beats the global CNN", "ahead"] == 0
     assert word_of(table, "C3", "coherent from scratch beats") == "does not hold"
     assert word_of(table, "C3", claims.DEPENDS) == "not run"  # one backbone alone
     better = [record_of({"cnn-dnn": 0.97, "global": 0.7}, seed, grid="4x4") for seed in range(3)]
@@ -275,7 +312,7 @@ def test_the_summary_says_a_word_for_each_comparison():
     other = [record_of({"cnn-dnn": 0.5, "transfer": 0.97, "global": 0.7}, seed, grid="4x4") for seed in range(3)]
     table = claims.summary(claims.judge(found + other))
     assert word_of(table, "C5", "CNN-DNN beats") == "does not hold"  # transfer is another matter
-    assert word_of(table, "C5", "transfer (E + E epochs) beats the global CNN (E epochs)") == "holds"
+    assert word_of(table, "C5", "transfer (E + E epochs) beats the global CNN (E epochs; ours)") == "holds"
     worse = [record_of({"cnn-dnn": 0.5, "average": 0.9}, seed, grid="4x4") for seed in range(3)]
     assert word_of(claims.summary(claims.judge(found + worse)), "C1") == "undecided"  # here it does, there the contrary
 

@@ -244,11 +244,14 @@ def reference(tmp_path: Path) -> tuple[pd.DataFrame, Path]:
 def test_agrees_holds_a_table_to_its_reference(tmp_path: Path, capsys: pytest.CaptureFixture):
     frame, path = reference(tmp_path)
     nb.agrees(frame.assign(test_accuracy=0.94), path, 0.05)
-    assert "agrees with" in capsys.readouterr().out
+    assert "Every test accuracy agrees with" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="vote"):
         nb.agrees(frame.assign(test_accuracy=0.84), path, 0.05)
     with pytest.raises(AssertionError):
         nb.agrees(frame.assign(test_accuracy=float("nan")), path, 0.05)
+    coherent = frame.assign(strategy="coherent", test_accuracy=0.1)
+    nb.agrees(pd.concat([frame, coherent]), path, 0.05)
+    assert "Every test accuracy but those of the coherent model agrees with" in capsys.readouterr().out
     nb.agrees(frame.assign(record="another"), path, 0.05)
     assert "No reference" in capsys.readouterr().out
 

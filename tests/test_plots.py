@@ -27,19 +27,25 @@ def frame(**accuracies: float) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("accuracies", "span"), [([0.73, 0.731, 0.732, 0.729], 5), ([0.3, 0.5, 0.4, 0.6], 30)])
-def test_colours_of_local_accuracy_span_five_points_at_least(ax, accuracies, span):
-    plots.local_accuracy(ax, ddlib.Decomposition.grid((8, 8), 2), accuracies, 10_000)
-    low, high = ax.images[0].get_clim()
+def test_colours_of_local_accuracy_span_five_points_at_least(accuracies, span):
+    cuts = ddlib.Decomposition.grid((8, 8), 2)
+    figure = plots.local_accuracy({"a": (cuts, accuracies), "b": (cuts, accuracies[::-1])}, 10_000)
+    panels = [ax for ax in figure.axes if ax.texts]
+    ((low, high),) = {ax.images[0].get_clim() for ax in panels}
     assert high - low == pytest.approx(span)
     assert low <= 100 * min(accuracies)
     assert high >= 100 * max(accuracies)
+    assert len(panels) == len(figure.axes) - 1 == 2  # and one scale
+    plt.close(figure)
 
 
-def test_colours_of_local_accuracy_span_four_standard_errors_of_the_mean_over_seeds(ax):
-    plots.local_accuracy(ax, ddlib.Decomposition.grid((8, 8), 2), [[0.5] * 4, [0.46, 0.5, 0.5, 0.54]], 100)
-    low, high = ax.images[0].get_clim()
+def test_colours_of_local_accuracy_span_four_standard_errors_of_the_mean_over_seeds():
+    cuts = ddlib.Decomposition.grid((8, 8), 2)
+    figure = plots.local_accuracy({"a": (cuts, [[0.5] * 4, [0.46, 0.5, 0.5, 0.54]])}, 100)
+    low, high = figure.axes[0].images[0].get_clim()
     assert high - low == pytest.approx(20)
-    assert [text.get_text() for text in ax.texts] == ["48", "50", "50", "52"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["48.0", "50.0", "50.0", "52.0"]
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("picture", [None, np.zeros((3, 8, 8), np.uint8)])
@@ -52,6 +58,8 @@ def test_panels_of_importance_share_a_scale_and_show_every_value(picture):
         ["-1.0", "10.0", "5.0", "0.0"],
     ]
     assert {ax.images[-1].get_clim() for ax in panels} == {(-1, 20)}
+    positive = plots.importance({"a": (two, [0.1, 0.2])}, picture)
+    assert positive.axes[0].images[-1].get_clim() == (0, 20)
     assert [len(ax.images) for ax in panels] == [1 + (picture is not None)] * 2
     plt.close(figure)
 
@@ -59,9 +67,10 @@ def test_panels_of_importance_share_a_scale_and_show_every_value(picture):
 @pytest.mark.parametrize("parts", [(2, 2), (2, 2, 2), (2, 2, 1)])
 def test_windows_behind_one_another_share_one_text(ax, parts):
     decomposition = ddlib.Decomposition.grid((8,) * len(parts), parts, 1)
-    plots.local_accuracy(ax, decomposition, np.linspace(0.1, 0.9, len(decomposition)), 10_000)
+    figure = plots.local_accuracy({"": (decomposition, np.linspace(0.1, 0.9, len(decomposition)))}, 10_000)
     plots.windows(ax, decomposition, names=True)
-    values, names = ax.texts[:4], ax.texts[4:]
+    values, names = figure.axes[0].texts, ax.texts
+    plt.close(figure)
     assert len(names) == len(values) == 4
     for texts in (values, names):
         assert len({text.get_position() for text in texts}) == 4
@@ -70,17 +79,29 @@ def test_windows_behind_one_another_share_one_text(ax, parts):
 
 
 def test_every_strategy_is_drawn_and_the_highest_is_named(ax):
-    plots.strategies(ax, frame(**{"global": 0.9, "vote": 0.7, "cnn-dnn": 0.8, "mine": 0.8}), 100, "A title")
+    table = frame(**{"global": 0.9, "vote": 0.7, "cnn-dnn": 0.8, "mine": 0.6})
+    tie = frame(**{"vote": 0.7, "cnn-dnn": 0.8, "mine": 0.8}).assign(grid="4x4")
+    other = frame(**{"vote": 0.7, "mine": 0.8}).assign(grid="3x3")
+    plots.strategies(ax, pd.concat([table, tie, other]), 100, "A title")
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"global", "vote", "CNN-DNN", "mine"}
     first, second = ax.get_title(loc="left").splitlines() or ax.get_title().splitlines()
     assert first == "A title"
-    assert second.endswith("CNN-DNN and mine, in 1 of 1 decompositions")
+    assert second.endswith("CNN-DNN and mine, in 1 of 3 decompositions")  # where nothing else is as accurate
+    assert plots.leader(tie) == ""
 
 
 def test_the_worst_confusion_is_named(ax):
     plots.confusion(ax, [[8, 2, 0], [0, 9, 1], [0, 0, 10]], ("a", "b", "c"), "A title")
     title = ax.get_title(loc="left") or ax.get_title()
     assert "20 % of “a” are called “b”" in title
+
+
+def test_labels_of_many_classes_leave_some_out(ax):
+    plots.confusion(ax, np.eye(38), [f"person {k}" for k in range(38)])
+    for axis in (ax.xaxis, ax.yaxis):
+        told = [label.get_text() for label in axis.get_ticklabels()]
+        assert told == [f"person {k}" for k in range(0, 38, 2)]
+        assert axis.get_ticklocs().tolist() == list(range(0, 38, 2))
 
 
 def test_strategies_differ_in_grey_by_their_markers():
@@ -138,26 +159,31 @@ def trainings() -> pd.DataFrame:
         for stage, seconds in lengths.items()
         for epoch in (1, 2)
     ]
+    rows += [row | {"seed": 2, "seconds": 3 * row["seconds"]} for row in rows if not row["seed"]]  # a busy machine
     return pd.DataFrame(rows)
 
 
 def test_transfer_starts_after_what_it_needs_and_as_the_cnn_dnn(ax):
     results = pd.DataFrame(
-        {"strategy": ["cnn-dnn", "cnn-dnn", "vote"], "seed": [0, 1, 0], "test_accuracy": [0.4, 0.5, 0]}
+        {
+            "strategy": ["cnn-dnn", "cnn-dnn", "cnn-dnn", "vote"],
+            "seed": [0, 1, 2, 0],
+            "test_accuracy": [0.4, 0.5, 0.6, 0],
+        }
     )
     plots.convergence(ax, trainings(), "second", results=results)
     transfer = [line for line in ax.lines if line.get_marker() == plots.STYLE["transfer"][1]]
     before = 2 * (2.0 + 1.0 + 0.5)
-    assert [list(line.get_xdata()) for line in transfer] == [[before, before + 1, before + 2]] * 2
-    assert [line.get_ydata()[0] for line in transfer] == [40, 50]
+    assert [list(line.get_xdata()) for line in transfer] == [[before, before + 1, before + 2]] * 3
+    assert [line.get_ydata()[0] for line in transfer] == [40, 50, 60]
     others = [line for line in ax.lines if line.get_marker() == plots.STYLE["global"][1]]
-    assert [list(line.get_xdata()) for line in others] == [[4, 8]] * 2
+    assert [list(line.get_xdata()) for line in others] == [[4, 8]] * 3
 
 
 def test_transfer_by_epoch_starts_at_none(ax):
     plots.convergence(ax, trainings(), results=frame(**{"cnn-dnn": 0.4}))
     transfer = [line for line in ax.lines if line.get_marker() == plots.STYLE["transfer"][1]]
-    assert [list(line.get_xdata()) for line in transfer] == [[0, 1, 2]] * 2
+    assert [list(line.get_xdata()) for line in transfer] == [[0, 1, 2]] * 3
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert len(labels) == len(set(labels)) == 4
 
@@ -188,14 +214,16 @@ def test_over_draws_the_range_of_seeds_and_one_seed_hollow(ax, by):
         for value, seeds in ((4, (0, 1, 2)), (16, (0,)))
         for seed in seeds
     ]
-    plots.over(ax, pd.DataFrame(rows), by)
+    rows.append({by: np.nan, "strategy": "global", "seed": 0, "test_accuracy": 0.9})
+    curves.over(ax, pd.DataFrame(rows), by)
     ranges = [[tuple(segment[:, 1]) for segment in bars.get_segments()] for bars in ax.collections]
     np.testing.assert_allclose(ranges, [[(60, 80), (60, 60)]] * 2)
     hollow = [line.get_ydata() for line in ax.lines if line.get_markerfacecolor() == "white" and len(line.get_ydata())]
     np.testing.assert_allclose(hollow, [[60], [60]])
     labels = [text.get_text() for text in ax.get_xticklabels()]
     assert labels == ["4", "16"]
-    assert ax.get_legend_handles_labels()[1] == ["vote", "CNN-DNN", "hollow: one seed"]
+    assert ax.get_legend_handles_labels()[1] == ["global", "vote", "CNN-DNN", "hollow: one seed"]
+    assert list(ax.lines[0].get_ydata()) == [90, 90]  # across
 
 
 def test_one_legend_has_each_label_once():

@@ -81,6 +81,29 @@ def test_the_table_of_all_data_sets_is_that_of_the_report():
     assert checked >= len(table[["dataset", "backbone"]].drop_duplicates()) - 1 > 5
 
 
+def test_the_verdicts_are_those_of_the_report():
+    known = pd.read_csv(ROOT / "results/report/summary.csv", dtype=str, keep_default_na=False)
+    known = known[(known["claim"] != "remedy") & ~known["what"].str.contains("both after")]
+    lines = re.findall(r"^\| (C\d) \| (.*) \| (.*) \| (\d+) / (\d+) / (\d+) \| (\d*) \|$", README, re.M)
+    order = ["claim", "what", "verdict", "holds", "does not hold", "undecided", "ahead"]
+    assert lines == [tuple(row) for row in known[order].to_numpy()]
+
+
+def test_every_interval_is_one_of_the_report():
+    """Of the verdicts' text: "by 5.7 [4.7, 6.7]", of a − b or of b − a."""
+    number = r"(−?\d+(?:\.\d+)?)"
+    part = README.partition("In points of test accuracy")[2].partition("**Training time**")[0]
+    told = re.findall(rf"{number} \[{number}, {number}\]", part)
+    judged = pd.read_csv(ROOT / "results/report/claims.csv", keep_default_na=False)
+    rows = judged[["difference", "low", "high"]].astype(float).to_numpy()
+    both = np.vstack([rows, -rows[:, [0, 2, 1]]])
+    assert len(told) > 20
+    for words in told:
+        digits = len(words[0].partition(".")[2])
+        known = {tuple(f"{x:.{digits}f}".replace("-", "−") for x in row) for row in both}
+        assert words in known, words
+
+
 def test_every_notebook_is_in_the_map():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         assert f"notebooks/{path.name}" in README, path.name
