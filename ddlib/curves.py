@@ -267,7 +267,8 @@ def verdicts(judged: "pd.DataFrame") -> Figure:
         reached = shown["low"].min(), shown["high"].max()
         if max(map(abs, reached)) > 40:  # or one point hides the others
             ax.set_xscale("symlog", linthresh=10)
-            ticks = [tick for tick in (-80, -30, -10, 0, 10, 30, 80) if reached[0] <= tick <= reached[1]]
+            far = 80 if max(map(abs, reached)) >= 80 else 30
+            ticks = [tick for tick in (-far, -10, 0, 10, far) if reached[0] <= tick <= reached[1]]
             ax.set_xticks(ticks, ticks)
             ax.margins(x=0.1)
             ax.set_xlabel("logarithmic beyond ±10", fontsize=7)
