@@ -32,17 +32,18 @@ class ParameterError(ValueError):
         return [f"ParameterError: {self}"]
 
 
-def points(strategies: str, **given: Any) -> list[Experiment]:
+def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
     """The experiments that a notebook's parameters ask for: the product of its `LISTS`.
 
     Args:
         strategies: names with spaces between them, e.g. "global average vote".
+        needs: strategies that the notebook cannot do without, written likewise; of "average|vote" one is enough.
         given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are lists written with
             spaces, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
 
     Raises:
-        ParameterError: a value that `Experiment` refuses, or a parameter that papermill injected and the notebook
-            does not have (papermill itself only warns).
+        ParameterError: a value that `Experiment` refuses, a needed strategy that is not there, or a parameter that
+            papermill injected and the notebook does not have (papermill itself only warns).
     """
     try:
         names = set(given)
@@ -56,7 +57,12 @@ def points(strategies: str, **given: Any) -> list[Experiment]:
         check_injected(names)
         combined = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
         asked = list({tuple(sorted(one.items())): one for one in map(_own_overlap, combined)}.values())
-        return [Experiment(strategies=tuple(strategies.split()), **given, **one) for one in asked]
+        found = [Experiment(strategies=tuple(strategies.split()), **given, **one) for one in asked]
+        lacking = [some for some in needs.split() if not {*some.split("|")} & {*strategies.split()}]
+        if lacking:
+            told = " and ".join(some.replace("|", " or ") for some in lacking)
+            raise ValueError(f"strategies lacks {told}, which this notebook needs, got {strategies!r}.")
+        return found
     except ValueError as error:
         raise ParameterError(str(error)) from None
 

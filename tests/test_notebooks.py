@@ -213,6 +213,11 @@ def test_a_grid_can_have_an_overlap_of_its_own():
     assert [(p.grid, p.overlap) for p in found] == [("2x2", 0), ("2x2", 2), ("2x2", 4), ("4x4", 0), ("4x4", 2)]
 
 
+def test_a_needed_strategy_may_be_one_of_several():
+    (point,) = ddlib.points("local vote cnn-dnn", needs="local cnn-dnn average|vote", grids="2x2")
+    assert point.strategies == ("local", "vote", "cnn-dnn")
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -224,7 +229,8 @@ def test_a_grid_can_have_an_overlap_of_its_own():
         ({"epochs": "three"}, "'three'"),
         ({"dataset": "digit"}, "Did you mean 'digits'"),
         ({"backbone": "vgg"}, "Did you mean 'vgg9'"),
-        ({"strategies": "local averag"}, "Did you mean 'average'"),
+        ({"strategies": "local averag", "needs": "cnn-dnn"}, "Did you mean 'average'"),
+        ({"needs": "local cnn-dnn average|vote"}, "lacks cnn-dnn and average or vote, which this notebook needs"),
         ({"precision": "fp16"}, "Allowed: 'auto', 'fp32', 'bf16'"),
     ],
 )
