@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # the committed records of real data; `results/quick` and `results/precision` have points of the same names
 FOLDERS = (
-    *("results/cifar10", "results/cifar10_resnet20", "results/flowers", "results/flowers_resnet20"),
-    *("results/nodules", "results/nodules_vgg9", "results/adrenal", "results/faces", "results/channels"),
+    *("results/cifar10", "results/cifar10_resnet20", "results/cifar10_mobilenet"),
+    *("results/flowers", "results/flowers_resnet20", "results/nodules", "results/nodules_vgg9"),
+    *("results/adrenal", "results/faces", "results/channels"),
 )
 PUBLISHED = ("dataset", "backbone", "grid", "overlap", "strategy", "test_accuracy", "source")  # of the reader's file
 TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
