@@ -299,8 +299,8 @@ def convergence(
 
     Columns of `history`: stage, epoch, seconds, train_accuracy, test_accuracy, with all stages of a record; one curve
     a seed.  By second, every seed at the median pace of all, since the load of a machine is no result; transfer starts
-    after the trainings that it needs.  With the rows of `results` (of `gather`) of
-    the same records, its curve starts at the accuracy of the CNN-DNN, which it is before its first step.
+    after the trainings that it needs.  With the rows of `results` (of `gather`) of the same records, its curve starts
+    at the accuracy of the CNN-DNN, which it is before its first step.
     """
     pace = history.groupby(["stage", "epoch"], sort=False, as_index=False).median(numeric_only=True)
     seeds = history.groupby("seed") if "seed" in history else [(0, history)]

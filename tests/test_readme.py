@@ -104,6 +104,21 @@ def test_every_interval_is_one_of_the_report():
         assert words in known, words
 
 
+def test_every_cost_is_one_of_the_report():
+    """Of the paragraph on accuracy against cost: "79.2 % after 453 s", means over seeds of a strategy at a point."""
+    part = README.partition("**Accuracy against cost**")[2].partition("\n")[0]
+    told = re.findall(r"(\d+\.\d) % (?:\(\w+ seeds\) )?after (?:\d+ epochs and )?([\d,]+) s", part)
+    costs = pd.read_csv(ROOT / "results/report/costs.csv", keep_default_na=False)
+    costs = costs[(costs["dataset"] == "cifar10") & (costs["backbone"] == "vgg9") & (costs["width"] == 32)]
+    known = set()
+    for way in ("one machine", "parallel"):
+        costs[way] = pd.to_numeric(costs[way])
+        means = costs.groupby(["grid", "overlap", "epochs", "variant", "strategy"])[["test_accuracy", way]].mean()
+        known |= {(f"{100 * a:.1f}", f"{t:,.0f}") for a, t in means.dropna().to_numpy()}
+    assert len(told) == 8
+    assert set(told) <= known
+
+
 def test_every_notebook_is_in_the_map():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         assert f"notebooks/{path.name}" in README, path.name
