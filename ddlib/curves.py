@@ -38,7 +38,7 @@ def over(ax: Axes, frame: "pd.DataFrame", by: str, title: str = "") -> None:
     frame = frame[~whole]
     values = np.array(sorted(frame[by].unique()))
     places = np.log2(values) if by == "subdomains" else values  # or few subdomains would be crowded
-    step = 0.016 * max(1, np.ptp(places))
+    step = 0.016 * max(1, np.ptp(places)) if len(places) else 0
     shown = frame.groupby("strategy", sort=False)
     for k, (strategy, rows) in enumerate(shown):
         colour, marker = STYLE.get(strategy, OTHER)
@@ -65,7 +65,8 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", pareto: "pd.DataFrame", 
     all and on the front.
     """
     kind = ["width", "epochs", "variant"]
-    usual = costs.loc[costs["strategy"] != "global", kind].value_counts().index[0]
+    cut = costs[costs["strategy"] != "global"]
+    usual = [*(cut if len(cut) else costs)[kind].value_counts().index[0]]
     same = [name for name in costs if name not in ("seed", "test_accuracy", "one machine", "parallel")]
     shown = costs.dropna(subset=[by])
     means = shown.groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
@@ -119,7 +120,7 @@ def _cut(table: "pd.DataFrame") -> "pd.Series":
     return table["grid"].str.replace("x", "×") + overlap
 
 
-def _places(costs: "pd.DataFrame", usual: tuple) -> "pd.Series":
+def _places(costs: "pd.DataFrame", usual: list) -> "pd.Series":
     """`_cut`, and what of width, epochs and options is not as usual."""
     width, epochs, variant = usual
     told = _cut(costs).mask(costs["strategy"] == "global", "global")

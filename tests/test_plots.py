@@ -1,5 +1,7 @@
 """What figures promise: no noise blown up, no text over text, nothing left out, a title that says what is shown."""
 
+import itertools
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -11,7 +13,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import ddlib
-from ddlib import curves, plots
+from ddlib import curves, plots, report
 
 
 @pytest.fixture
@@ -224,6 +226,33 @@ def test_over_draws_the_range_of_seeds_and_one_seed_hollow(ax, by):
     assert labels == ["4", "16"]
     assert ax.get_legend_handles_labels()[1] == ["global", "vote", "CNN-DNN", "hollow: one seed"]
     assert list(ax.lines[0].get_ydata()) == [90, 90]  # across
+
+
+def test_the_best_of_each_decomposition_and_the_front_are_named_beside_one_another(ax):
+    common = {"width": 32, "epochs": 12, "variant": "", "overlap": 0, "settings": "a", "seed": 0}
+    points = [
+        ("1x1", "global", 1000, 0.9),
+        ("2x2", "vote", 390, 0.7),
+        ("2x2", "cnn-dnn", 400, 0.8),  # on the front
+        ("2x2", "transfer", 1010, 0.895),  # the best of its decomposition
+        ("4x4", "cnn-dnn", 395, 0.79),
+        ("4x4", "transfer", 1005, 0.85),
+    ]
+    names = ("grid", "strategy", "one machine", "test_accuracy")
+    costs = pd.DataFrame([common | dict(zip(names, point, strict=True)) for point in points])
+    curves.accuracy_over_cost(ax, costs, report.pareto(costs), "one machine")
+    assert sorted(text.get_text() for text in ax.texts) == ["2×2", "2×2", "4×4", "4×4", "global"]
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_the_global_cnn_alone_can_be_drawn(ax):
+    row = {"strategy": "global", "grid": "1x1", "overlap": 0, "seed": 0, "test_accuracy": 0.9}
+    row |= {"width": 32, "epochs": 12, "variant": "", "settings": "", "one machine": 10.0}
+    alone = pd.DataFrame([row])
+    curves.over(ax, alone.assign(subdomains=np.nan), "subdomains")
+    curves.accuracy_over_cost(ax, alone, report.pareto(alone), "one machine")
+    assert [text.get_text() for text in ax.texts] == ["global"]
 
 
 def test_one_legend_has_each_label_once():
