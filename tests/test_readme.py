@@ -119,6 +119,35 @@ def test_every_cost_is_one_of_the_report():
     assert set(told) <= known
 
 
+def test_the_time_that_local_training_saves_is_that_of_the_tables():
+    folders = ("cifar10", "cifar10_resnet20")
+    saved = pd.concat([pd.read_csv(ROOT / f"results/{folder}/epochs_saved.csv") for folder in folders])
+    assert (saved["transfer, epochs"] == 0).all()  # the CNN-DNN is ahead before transfer begins
+    ratio = (saved["transfer, seconds"] / saved["coherent, seconds"]).median()
+    assert f"median ratio {ratio:.1f};" in README
+
+
+def test_the_lead_of_sub_networks_at_equal_time_is_that_of_the_tables():
+    """Over the straight line between trainings of E and 2E epochs from random weights, by seed; E + E epochs of P3."""
+    leads = {True: [], False: []}
+    for path in sorted(ROOT.glob("results/channels/*/time_to_accuracy.csv")):
+        table = pd.read_csv(path)
+        shortest, longest = sorted(set(table["epochs"]))
+        line = table[table["channel_parts"] == 0].groupby(["seed", "epochs"])[["seconds", "test_accuracy"]].mean()
+        some = table[(table["channel_parts"] > 0) & (table["epochs"] == shortest)]
+        for (_, workers), rows in some.groupby(["channel_parts", "workers"]):
+            over = [
+                row["test_accuracy"]
+                - np.interp(row["seconds"], *line.loc[row["seed"]].loc[[shortest, longest]].to_numpy().T)
+                for _, row in rows.iterrows()
+            ]
+            leads[bool(workers)].append(100 * np.mean(over))
+    told = f"they are {min(leads[True]):.1f} to {max(leads[True]):.1f} above the straight line"
+    assert told in README
+    assert len(leads[True]) == len(leads[False]) == 6
+    assert max(leads[False]) < 0  # "on one machine below it"
+
+
 def test_every_notebook_is_in_the_map():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         assert f"notebooks/{path.name}" in README, path.name
