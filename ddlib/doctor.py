@@ -19,7 +19,7 @@ def facts() -> list[str]:
     here = records.provenance(device.type, choose_precision("auto", device), 0.0)
     folder = datasets.data_folder()
     return [
-        f"ddlib {__version__} (code {here['code']}, commit {here['commit'][:10]}), Python {here['python']}",
+        f"ddlib {__version__} (results {here['results']}, commit {here['commit'][:10]}), Python {here['python']}",
         ", ".join(f"{name} {number}" for name, number in here["versions"].items()),
         f"{device.type}: {here['device']}, {here['threads']} threads on {here['cores']} cores",
         f"precision that pays: {here['precision']}",

@@ -1,6 +1,7 @@
 """What the predictions on the test images say: intervals, paired tests, confusion."""
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -112,6 +113,10 @@ def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
         point.append("variant")
     if "settings" in frame and (frame.groupby([*point, "strategy"])["settings"].nunique() > 1).any():
         raise ValueError("records of different parameters (rate, batch_size, …) would share a row: choose among them.")
+    if "computed" in frame:
+        mixed = frame.groupby([*point, "strategy"])["computed"].unique()
+        for row, ways in mixed[mixed.map(len) > 1].items():
+            warnings.warn(f"the row {' '.join(map(str, row))} mixes {' with '.join(sorted(ways))}.", stacklevel=2)
     seeds = 100 * frame.groupby([*point, "strategy", "seed"], sort=False)["test_accuracy"].mean()
     cells = seeds.groupby([*point, "strategy"], sort=False).agg(_mean_and_deviation)
     rows = cells.index.droplevel("strategy").unique()  # in the order of the frame

@@ -26,6 +26,7 @@ from .progress import progress_bar
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 VOLUMES = (".nii.gz", ".nii")
+READING = 1  # raised when the same files would be read differently: caches of another number are made anew
 CT_WINDOW = (-1000.0, 400.0)  # Hounsfield units, from air to bone, as in the Keras CT example
 
 Halves = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]  # train, test, names of the classes
@@ -217,12 +218,12 @@ def cached(
 
     It is kept in one file with its checksum in `root/.cache`, or in the per-user cache folder where `root` cannot be
     written; where neither can, it is not kept.  The file is named by place and options.  It holds a fingerprint of the
-    sources (names, sizes, times of change) and of this module, and is made anew when they change, or when it is
-    damaged; then it is set aside.
+    sources (names, sizes, times of change, `READING`), and is made anew when they change, or when it is damaged; then
+    it is set aside.
     """
     states = [path.stat() for path in sources]
     told = [(p.parent.name, p.name, s.st_size, s.st_mtime_ns) for p, s in zip(sources, states, strict=True)]
-    fingerprint = files.checksum(json.dumps(told).encode() + Path(__file__).read_bytes())
+    fingerprint = files.checksum(json.dumps([READING, told]).encode())
     key = json.dumps([str(place).removeprefix(str(root)), options])
     name = f"{place.name}-{files.checksum(key.encode())[:16]}"
     where = files.checksum(str(root.resolve()).encode())[:8]  # two folders must not take turns in one file

@@ -201,8 +201,8 @@ class Stages:
             "recipes": {s: asdict(e.recipe(s)) for s in {*before, stage}},
             "ours": [e.out_of_fold if len(before) > 1 or "fold" in stage else None, e.local_losses],
             "engine": e.engine,
-            "device": [self.device.type, choose_precision(e.precision, self.device), torch.__version__],
-            "code": records.code_hash(),
+            "device": [self.device.type, choose_precision(e.precision, self.device), torch.get_num_threads()],
+            "versions": [torch.__version__, records.RESULTS],
         }
         return records.key(content)
 

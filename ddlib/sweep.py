@@ -47,7 +47,7 @@ class Point:
         return self.experiment.name
 
     def status(self) -> str:
-        """ "new", "on record", or "stale": on record, but the code that figures depend on has changed since."""
+        """ "new", "on record", or "outdated": on record, but figures would come out differently now."""
         path = self.output / f"{self.name}.json"
         if not path.exists():
             return "new"
@@ -57,7 +57,7 @@ class Point:
             return "new"  # `Experiment.record` sets it aside
         if not set(self.experiment.strategies) <= set(record.strategies):
             return "new"
-        return "stale" if record.stale else "on record"
+        return "outdated" if record.outdated else "on record"
 
 
 def read_plan(path: str | Path) -> list[Point]:
@@ -157,9 +157,9 @@ def run(
     for folder in {point.output for point in plan}:
         files.writable_folder(folder)
     known = {id(point): point.status() for point in plan}
-    stale = [point.name for point in plan if known[id(point)] == "stale"]
-    if stale and not force:
-        report(f"On record, but made by other code (--force runs them again): {', '.join(stale)}")
+    outdated = [point.name for point in plan if known[id(point)] == "outdated"]
+    if outdated and not force:
+        report(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
     todo = [point for point in plan if force or known[id(point)] == "new"]
     results = {(point.output, point.name): ("skipped", known[id(point)]) for point in plan if point not in todo}
     given = os.environ.get("OMP_NUM_THREADS", "")  # the user's own choice stays

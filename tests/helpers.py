@@ -80,4 +80,4 @@ def record_of(accuracies, seed=0, seconds_of=None, arrays=None, **parameters):
         rows.append({**point, "strategy": strategy, **figures})
     for stage, columns in (seconds_of or {}).items():
         kept |= {f"history/{stage}/{name}": np.array(values, float) for name, values in columns.items()}
-    return ddlib.Record(parameters, rows, kept | (arrays or {}), {"commit": "", "code": ""})
+    return ddlib.Record(parameters, rows, kept | (arrays or {}), {"commit": ""})

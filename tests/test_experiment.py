@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ddlib import Experiment, Record, experiment, gather, interval, records, stages
+from ddlib import Experiment, Record, accuracy_table, experiment, gather, interval, records, stages
 from ddlib.augmentation import prepare
 from ddlib.datasets import DATASETS, Entry
 from ddlib.files import DamagedFile
@@ -110,14 +110,14 @@ def test_history_of_every_training(everything):
 
 def test_where_the_figures_come_from(everything):
     told = everything.provenance
-    assert told["code"] == records.code_hash()
+    assert told["results"] == records.RESULTS
     assert told["precision"] == "fp32"
     assert (
         told["versions"]["torch"] == torch.__version__.split("+")[0] or told["versions"]["torch"] == torch.__version__
     )
     assert told["seconds"] > 0
     assert {"commit", "dirty", "device", "threads", "cores", "started", "python"} <= told.keys()
-    assert not everything.stale
+    assert not everything.outdated
 
 
 def test_the_same_again(everything):
@@ -324,10 +324,10 @@ def test_gather_follows_the_records(everything, saved, tmp_path):
     other.rows = [row | {"seed": 7} for row in everything.rows]
     other.save(tmp_path / "deeper" / "down")
     frame = gather(tmp_path)
-    assert list(frame) == [*records.ROW, "variant", "settings", "record", "stale", "commit"]
+    assert list(frame) == [*records.ROW, "variant", "settings", "record", "outdated", "computed", "commit"]
     assert len(frame) == 20
     assert set(frame["record"]) == {everything.name, other.name}
-    assert not frame["stale"].any()
+    assert not frame["outdated"].any()
     assert gather([other]).equals(frame[frame["seed"] == 7].reset_index(drop=True))
     row = frame[(frame["seed"] == 0) & (frame["strategy"] == "vote")]
     assert row["test_accuracy"].item() == everything.frame().query("strategy == 'vote'")["test_accuracy"].item()
@@ -344,7 +344,7 @@ def test_gather_follows_the_records(everything, saved, tmp_path):
 def test_gather_of_nothing(tmp_path):
     frame = gather(tmp_path)
     assert len(frame) == 0
-    assert list(frame) == [*records.ROW, "variant", "settings", "record", "stale", "commit"]
+    assert list(frame) == [*records.ROW, "variant", "settings", "record", "outdated", "computed", "commit"]
 
 
 def test_gather_of_a_damaged_record_is_an_error(saved):
@@ -353,17 +353,23 @@ def test_gather_of_a_damaged_record_is_an_error(saved):
         gather(saved.parent)
 
 
-def test_a_record_of_other_code_is_stale(saved, monkeypatch):
-    assert not records.load(saved).stale
-    monkeypatch.setattr(records, "code_hash", lambda: "another")
-    assert records.load(saved).stale
-    assert gather(saved.parent)["stale"].all()
+def test_a_record_of_a_lower_number_is_outdated_and_none_is_one(saved, monkeypatch):
+    assert not records.load(saved).outdated
+    rewrite(saved, lambda content: content["provenance"].pop("results"))
+    assert records.load(saved).outdated == (records.RESULTS != 1)
+    monkeypatch.setattr(records, "RESULTS", records.RESULTS + 1)
+    assert records.load(saved).outdated
+    assert gather(saved.parent)["outdated"].all()
 
 
-def test_the_code_hash_depends_on_what_figures_depend_on():
-    assert {"backbones", "training", "stages", "experiment", "augmentation", "datasets", "readers"} <= set(
-        records.NUMERICS
-    )
+def test_rows_that_mix_threads_are_told(everything, tmp_path):
+    """Seeds of one row on other numbers of threads: their figures differ by more than the seeds do."""
+    other = replace(everything, parameters=everything.parameters | {"seed": 7})
+    other.rows = [row | {"seed": 7} for row in everything.rows]
+    accuracy_table(gather([everything, other]))  # no warning
+    other.provenance = other.provenance | {"threads": 99}
+    with pytest.warns(UserWarning, match="mixes .* with .*99 threads"):
+        accuracy_table(gather([everything, other]))
 
 
 # ── keeping and using again ──

@@ -139,12 +139,12 @@ def test_an_interrupted_sweep_ends_at_once_and_goes_on_to_the_same_record(tmp_pa
     assert one.frame().drop(columns="seconds").equals(other.frame().drop(columns="seconds"))
 
 
-def test_stale_records_are_listed_and_kept(tmp_path: Path, monkeypatch):
+def test_outdated_records_are_listed_and_kept(tmp_path: Path, monkeypatch):
     plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2]"))
     plan[0].experiment.record(tmp_path / "out", progress=False)
     assert plan[0].status() == "on record"
-    monkeypatch.setattr(records, "code_hash", lambda: "other")
-    assert plan[0].status() == "stale"
+    monkeypatch.setattr(records, "RESULTS", records.RESULTS + 1)
+    assert plan[0].status() == "outdated"
     told = []
     results = sweep.run(plan, report=told.append)
     assert list(results["result"]) == ["skipped"]
