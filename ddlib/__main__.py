@@ -26,7 +26,7 @@ EXAMPLES = """examples:
 
 
 def print_datasets(root: str | None) -> None:
-    from . import datasets as sets
+    from .data import sets
 
     for name, row in sets.table(root).iterrows():
         there = {"": "missing", "not needed": "no files needed"}.get(row["present"], row["present"])
@@ -37,7 +37,7 @@ def print_datasets(root: str | None) -> None:
 
 
 def datasets(options: argparse.Namespace) -> int:
-    from . import datasets as sets
+    from .data import sets
 
     if options.fetch is None:
         print_datasets(options.root)
@@ -49,8 +49,8 @@ def datasets(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from . import sweep as sweeping
     from .engines import dask_executor
+    from .study import sweep as sweeping
 
     plan = sweeping.read_plan(options.plan)
     if options.only:
@@ -75,9 +75,10 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def coherent(options: argparse.Namespace) -> int:
-    from . import distributed, files
-    from .experiment import Experiment
-    from .stages import Stages
+    from . import files
+    from . import ranks as distributed
+    from .study.experiment import Experiment
+    from .study.stages import Stages
 
     given = read_config(options.config)
     output, strategy = given.pop("output"), given.pop("strategy", "coherent")
@@ -101,7 +102,7 @@ def read_config(path: str) -> dict[str, Any]:
     import yaml
 
     from . import checks, files
-    from .experiment import Experiment
+    from .study.experiment import Experiment
 
     try:
         given = yaml.safe_load(Path(path).read_text())
@@ -119,8 +120,8 @@ def read_config(path: str) -> dict[str, Any]:
 def bench(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from . import bench as benching
     from . import files
+    from .cost import training_time as benching
 
     quick = benching.settings("quick", options.images)
     folder = files.writable_folder(options.output) if options.output else None
@@ -141,8 +142,8 @@ def report(options: argparse.Namespace) -> int:
     import papermill
 
     from . import backbones, checks, files
-    from . import datasets as sets
-    from . import report as reporting
+    from .data import sets
+    from .report import tables as reporting
 
     checks.one_of("data set", options.dataset, sets.DATASETS)
     checks.one_of("backbone", options.backbone, backbones.BACKBONES)
@@ -178,8 +179,8 @@ def report(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from .evaluation import accuracy_table
-    from .notebook import agrees
+    from .report.evaluation import accuracy_table
+    from .study.parameters import agrees
 
     def read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False)
@@ -202,7 +203,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def doctor(_: argparse.Namespace) -> int:
-    from . import doctor as health
+    from .study import doctor as health
 
     for line in health.facts():
         print(line)

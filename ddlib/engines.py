@@ -5,6 +5,7 @@ Local training needs no communication (P1, P2), so all engines compute the same 
 
 import copy
 import math
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -13,17 +14,15 @@ from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from . import checks
 from .backbones import groupable
-from .datasets import load_dataset
 from .images import ImageSet, Split
 from .local import LocalCNNs
-from .progress import progress_bar
-from .training import RECIPES, Recipe, choose_device, fit
+from .training import RECIPES, Recipe, choose_device, fit, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,14 +109,14 @@ def dask_executor(address: str, workers: int = 1) -> Iterator[Executor]:
 
 
 def train_part(
-    part: LocalCNNs, data: dict[str, Any] | Split, recipe: Recipe, checkpoint: str | None = None
+    part: LocalCNNs, data: bytes | Split, recipe: Recipe, checkpoint: str | None = None
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """The task of an executor: train a few local CNNs; weights (on the CPU) and history out.  May run twice.
 
     Args:
-        data: how to load the data set on the worker (`ImageSet.source`), or its training split itself.
+        data: how to load the data set on the worker (a pickled `ImageSet.source`), or its training split itself.
     """
-    split = data if isinstance(data, Split) else _loaded(**data).train
+    split = data if isinstance(data, Split) else _loaded(data).train
     part = copy.deepcopy(part)  # an executor of threads hands over the caller's own
     history = fit(part, split, recipe, checkpoint=checkpoint, progress=False)
     return part.cpu().state_dict(), history.to_dict("records")
@@ -153,14 +152,14 @@ def _on_executor(
 ) -> Iterator[Trained]:
     local.cpu()
     if isinstance(data, ImageSet):
-        data = data.source or data.train
+        data = pickle.dumps(data.source) if data.source else data.train
     client = getattr(executor, "_client", None)  # Dask's
     if client is not None and progress:
         print(f"Dask dashboard: {client.dashboard_link}")
     tasks = {}
     for indices in parts:
         part = local.part(indices)
-        own = data if isinstance(data, dict) else _images(data, indices)
+        own = data if isinstance(data, bytes) else _images(data, indices)
         task = executor.submit(train_part, part, own, recipe, _numbered(checkpoint, indices))
         tasks[task] = indices, part
     with progress_bar(progress if isinstance(progress, str) else "local CNNs", len(tasks), shown=bool(progress)) as bar:
@@ -265,10 +264,6 @@ def _numbered(checkpoint: str | Path | None, indices: Sequence[int]) -> str | No
 
 
 @lru_cache(maxsize=1)
-def _loaded_once(items: Sequence[tuple[str, Any]]) -> ImageSet:
-    return load_dataset(**dict(items))
-
-
-def _loaded(**source: Any) -> ImageSet:
+def _loaded(source: bytes) -> ImageSet:
     """The data set, loaded once in each worker."""
-    return _loaded_once(tuple(sorted(source.items())))
+    return pickle.loads(source)()

@@ -1,15 +1,14 @@
-"""An image set: uint8 images and int64 labels as tensors, a training and a test split."""
+"""Image sets as uint8 tensors, and from their images to a batch: mirror, shift, normalise."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks, readers
+from . import checks
 
 Window = tuple[tuple[int, int], ...]  # (start, stop) for each axis
 
@@ -43,15 +42,15 @@ class Split:
 class ImageSet:
     """A data set: `train` and `test` splits, its class names, and where it came from.
 
-    `source` is what `load_dataset` needs to load it again, on another machine, say, as JSON can write it; None when it
-    was made by hand with `image_set`.  `regions` are named windows for `Decomposition.regions`, where there are such.
+    `source()` loads it again, on another machine, say; None when it was made by hand with `image_set`.  `regions` are
+    named windows for `Decomposition.regions`, where there are such.
     """
 
     name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
-    source: dict[str, Any] | None = None
+    source: Callable[[], "ImageSet"] | None = None
     regions: Mapping[str, Window] | None = None
 
     @cached_property
@@ -78,7 +77,7 @@ class ImageSet:
     def few(self, train_size: int, seed: int = 0) -> "ImageSet":
         """The same test images with `train_size` training images drawn at random, each class in proportion."""
         checks.whole("train_size", train_size, self.num_classes, len(self.train))
-        chosen = readers.stratified(self.train.labels, int(train_size), seed)[0]
+        chosen = stratified(self.train.labels, int(train_size), seed)[0]
         return replace(self, train=self.train.some(chosen), source=None)
 
 
@@ -88,7 +87,7 @@ def image_set(
     test: tuple[Tensor, Tensor],
     classes: tuple[str, ...],
     flip_axes: tuple[int, ...] = (),
-    source: dict[str, Any] | None = None,
+    source: Callable[[], "ImageSet"] | None = None,
 ) -> ImageSet:
     """An `ImageSet` from (images, labels) of one's own, checked.
 
@@ -125,6 +124,19 @@ def image_set(
     return ImageSet(name, *halves, tuple(classes), source)
 
 
+def stratified(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of `size` images and of the rest, each class in proportion; both sorted."""
+    from sklearn.model_selection import train_test_split
+
+    if len(labels) - size < len(labels.unique()):  # too few are left for one of each class: any will do
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        parts = (order[:size].tolist(), order[size:].tolist())
+    else:
+        parts = train_test_split(range(len(labels)), train_size=size, stratify=labels.tolist(), random_state=seed)
+    first, rest = (torch.tensor(sorted(part), dtype=torch.int64) for part in parts)
+    return first, rest
+
+
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1], from its histogram: exact, and in little memory."""
     level = torch.arange(256, dtype=torch.float64) / 255
@@ -133,3 +145,47 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     mean = weight @ level
     std = (weight @ level.square() - mean.square()).clamp_min(0).sqrt()
     return mean.float(), std.clamp_min(1e-3).float()
+
+
+# ── a batch ──
+
+
+def prepare(images: Tensor, split: Split, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 images (B, C, *shape) → normalised images of `dtype`, channels-last where the hardware likes it."""
+    shape = (-1,) + (1,) * (images.ndim - 2)
+    mean, std = split.mean.to(images.device, dtype), split.std.to(images.device, dtype)
+    x = images.to(dtype) * (1 / (255 * std)).view(shape) - (mean / std).view(shape)
+    return x.contiguous(memory_format=memory_format(images.ndim - 2))
+
+
+def memory_format(dims: int) -> torch.memory_format:
+    """Channels-last: the layout in which convolutions are fast on CPUs and GPUs."""
+    return torch.channels_last if dims == 2 else torch.channels_last_3d
+
+
+def augment(images: Tensor, flip_axes: tuple[int, ...], generator: torch.Generator, reach: float = 1 / 8) -> Tensor:
+    """Mirror and shift each image at random; pixels from outside are black.  (B, C, *shape) uint8 → the same.
+
+    Each axis of `flip_axes` is mirrored with probability one half, and each axis is shifted by a whole number
+    of pixels, uniform up to `reach` times its length (4 pixels of 32).  Whole images are augmented before they
+    are cut, so that the windows of an image stay consistent (ours).
+    """
+    size, shape = len(images), images.shape[2:]
+    device = images.device
+    index = torch.zeros((size,) + (1,) * len(shape), dtype=torch.int64, device=device)
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for axis, length in enumerate(shape):
+        most = int(length * reach)
+        shift = torch.randint(-most, most + 1, (size, 1), generator=generator).to(device)
+        place = torch.arange(length, device=device) + shift  # (B, length)
+        valid = (place >= 0) & (place < length)
+        place = place.clamp(0, length - 1)
+        if axis in flip_axes:
+            mirrored = torch.rand((size, 1), generator=generator).to(device) < 0.5
+            place = torch.where(mirrored, length - 1 - place, place)
+        view = (size,) + tuple(length if a == axis else 1 for a in range(len(shape)))
+        index = index * length + place.view(view)
+        inside = inside & valid.view(view)
+    index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # (B, C, pixels)
+    moved = images.flatten(2).gather(2, index).view(images.shape)
+    return moved * inside[:, None]

@@ -7,11 +7,13 @@ them, and a resumed run is the uninterrupted one.
 """
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,11 @@ from torch.nn import functional as F
 
 from . import checks
 from .allocator import memory_kept
-from .augmentation import augment, memory_format, prepare
 from .backbones import Backbone
 from .checkpoints import Checkpoint
-from .images import ImageSet, Split
+from .images import ImageSet, Split, augment, memory_format, prepare
 from .local import LocalCNNs, softmax
 from .model import CNNDNN
-from .progress import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -370,3 +370,17 @@ def seeded(*entropy: int) -> torch.Generator:
     for number in entropy:
         mixed = (mixed * 1_000_003 + number + 0x9E3779B9) % 2**63
     return torch.Generator().manual_seed(mixed)
+
+
+def progress_bar(title: str, total: int | None, done: int = 0, shown: bool = True, **options: Any):
+    """A tqdm bar that goes when it ends; silent with `shown=False` or the environment variable DDLIB_PROGRESS=0.
+
+    In a notebook it goes to stdout: what comes on stderr is set on red there, and leaves an empty line behind.
+    `options` are tqdm's own.
+    """
+    from tqdm import tqdm
+
+    quiet = not shown or os.environ.get("DDLIB_PROGRESS") == "0"
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    chosen = {"disable": quiet, "leave": False, "mininterval": 0.5, "file": file} | options
+    return tqdm(total=total, initial=done, desc=title, **chosen)

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 
 import ddlib
-from ddlib import sweep
-from ddlib.datasets import DATASETS
+from ddlib.data.readers import Halves
+from ddlib.data.sets import DATASETS
 from ddlib.files import write_atomically
-from ddlib.readers import Halves
+from ddlib.study import sweep
 
 PLAN = Path(__file__).resolve().parents[1] / "notebooks" / "plans" / "cpu.yaml"
 POINTS = [  # data set, backbone, grid

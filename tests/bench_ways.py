@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddlib import bench
 from ddlib.allocator import memory_kept
-from ddlib.augmentation import prepare
+from ddlib.cost import training_time as bench
 from ddlib.engines import process_pool, train_local
 from ddlib.files import write_atomically
+from ddlib.images import prepare
 from ddlib.local import LocalCNNs
 from ddlib.training import autocast, choose_device, cross_entropy
 

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 import ddlib
-from ddlib import bench
 from ddlib.backbones import build
+from ddlib.cost import training_time as bench
 from ddlib.training import Recipe
 
 

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from ddlib import claims, files, paired_test, report, sweep, verdict
+from ddlib import files, paired_test, verdict
+from ddlib.report import claims
+from ddlib.report import tables as report
+from ddlib.study import sweep
 
 TIMES = "results/training_time/training_time.csv"
 

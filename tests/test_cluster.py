@@ -12,9 +12,10 @@ import pytest
 from helpers import assert_other_state, assert_same_state, local_cnns
 
 import ddlib
-from ddlib import Decomposition, Recipe, records, sweep, train_local
+from ddlib import Decomposition, Recipe, train_local
 from ddlib.__main__ import main
 from ddlib.engines import dask_executor
+from ddlib.study import records, sweep
 
 distributed = pytest.importorskip("dask.distributed", reason="needs Dask: pip install 'ddlib[cluster]'")
 

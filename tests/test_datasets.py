@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddlib
-from ddlib import datasets, files, image_set, load_dataset
-from ddlib.augmentation import augment, prepare
+from ddlib import files, image_set, load_dataset
+from ddlib.data import sets as datasets
+from ddlib.images import augment, prepare
 
 # ── sets of one's own ──
 

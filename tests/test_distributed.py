@@ -14,7 +14,8 @@ from helpers import assert_other_state, assert_same_state, local_cnns
 from torch import nn
 
 import ddlib
-from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, distributed, files, process_pool
+from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, files, process_pool
+from ddlib import ranks as distributed
 
 PLAIN = Recipe(epochs=1, batch_size=16, rate=0.02, momentum=0.0, weight_decay=5e-4, precision="fp32", device="cpu")
 LONGER = replace(PLAIN, epochs=4, momentum=0.9)

@@ -15,8 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ddlib import datasets, downloads, files
-from ddlib.downloads import Remote, download, extract
+from ddlib import files
+from ddlib.data import fetch as downloads
+from ddlib.data import sets as datasets
+from ddlib.data.fetch import Remote, download, extract
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ddlib import Experiment, Record, accuracy_table, experiment, gather, interval, records, stages
-from ddlib.augmentation import prepare
-from ddlib.datasets import DATASETS, Entry
+from ddlib import Experiment, Record, accuracy_table, gather, interval
+from ddlib.data.sets import DATASETS, Entry
 from ddlib.files import DamagedFile
+from ddlib.images import prepare
 from ddlib.model import CNNDNN, BothLevels
+from ddlib.study import experiment, records, stages
 from ddlib.training import cross_entropy, predict
 
 SMALL = {"dataset": "tiny", "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 16, "precision": "fp32"}

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from ddlib.backbones import BACKBONES
-from ddlib.datasets import DATASETS
-from ddlib.stages import AGGREGATES, STRATEGIES
+from ddlib.data.sets import DATASETS
+from ddlib.study.stages import AGGREGATES, STRATEGIES
 
 PAGE = Path(__file__).parents[1] / "extending.md"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddlib import Experiment, records
-from ddlib.stages import Stages
+from ddlib import Experiment
+from ddlib.study import records
+from ddlib.study.stages import Stages
 
 GOLDEN = Path(__file__).parent / "golden.json"
 SMALL = {"dataset": "digits", "train_size": 144, "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 48}

@@ -7,7 +7,7 @@ from torch import nn
 
 import ddlib
 from ddlib import Decomposition, LocalCNNs, backbones
-from ddlib.augmentation import memory_format
+from ddlib.images import memory_format
 from ddlib.training import cross_entropy
 
 BACKBONES_2D = ("vgg9", "resnet20", "mobilenet_v2")

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from helpers import hears_interrupts
 
-from ddlib import doctor
 from ddlib.__main__ import main
-from ddlib.datasets import DATASETS
-from ddlib.records import ROW
+from ddlib.data.sets import DATASETS
+from ddlib.study import doctor
+from ddlib.study.records import ROW
 
 
 def table(folder, accuracy):

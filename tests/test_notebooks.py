@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import ddlib
-from ddlib import notebook as nb
-from ddlib.records import ROW
+from ddlib.study import parameters as nb
+from ddlib.study.records import ROW
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

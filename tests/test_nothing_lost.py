@@ -21,8 +21,9 @@ import pytest
 import torch
 import yaml
 
-from ddlib import Experiment, files, records, sweep
+from ddlib import Experiment, files
 from ddlib.__main__ import main
+from ddlib.study import records, sweep
 
 POINT = {"dataset": "digits", "train_size": 256, "width": 8, "batch_size": 64, "dense_epochs": 2, "precision": "fp32"}
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "DDLIB_PROGRESS": "0"}

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -17,68 +18,44 @@ pytest_plugins = ("pytester",)
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(ddlib.__file__).parent
-MODULES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "__init__")
-
-FLOORS = [
-    {"allocator", "checks", "files", "progress", "workers"},
-    {"decomposition", "backbones", "images", "datasets", "downloads", "readers", "augmentation", "checkpoints"},
-    {"local", "aggregation", "channels"},
-    {"model", "training"},
-    {"engines", "distributed", "evaluation"},
-    {"records", "stages", "experiment", "plots", "curves"},
-    {"report", "claims", "notebook", "sweep", "bench", "scaling", "doctor", "__main__"},
-]
-# The steps within a floor.
-BESIDE = {
-    ("datasets", "downloads"),
-    ("datasets", "readers"),
-    ("datasets", "images"),
-    ("images", "readers"),
-    ("augmentation", "images"),
-    ("channels", "local"),
-    ("training", "model"),
-    ("stages", "records"),
-    ("experiment", "records"),
-    ("experiment", "stages"),
-    ("plots", "records"),
-    ("plots", "stages"),
-    ("curves", "plots"),
-    ("claims", "report"),
-    ("sweep", "notebook"),
-    ("__main__", "bench"),
-    ("__main__", "doctor"),
-    ("__main__", "notebook"),
-    ("__main__", "report"),
-    ("__main__", "sweep"),
+FILES = sorted(path.relative_to(HERE) for path in HERE.rglob("*.py"))
+# What the files of a folder may import: the method knows no wing, and the wings stand on one another downwards.
+WINGS = {
+    "": {""},
+    "data": {"", "data"},
+    "study": {"", "data", "study"},
+    "report": {"", "data", "study", "report"},
+    "cost": {"", "data", "study", "cost"},
 }
 
 
-def imported(name):
-    """Modules of ddlib that a file imports anywhere, also inside functions and for type checkers."""
-    for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-            yield from [name for name in names if node.module or name in MODULES]  # else a name of the package itself
-        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "ddlib":
-            yield (node.module.split(".") + ["__init__"])[1]
+def imported(path):
+    """Modules of ddlib that a file imports anywhere, also in functions and for type checkers: ("wing", "module")."""
+    package = ("ddlib", *path.parts[:-1])
+    for node in ast.walk(ast.parse((HERE / path).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = (*package[: len(package) + 1 - node.level], *filter(None, [node.module])) if node.level else ()
+            base = base or tuple((node.module or "").split("."))
+            names = [(*base, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from [(a.name.split(".") + ["__init__"])[1] for a in node.names if a.name.split(".")[0] == "ddlib"]
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        for _, *parts in (name for name in names if name[0] == "ddlib"):
+            if len(parts) > 1 and (HERE / parts[0]).is_dir():
+                yield parts[0], parts[1]
+            elif (HERE / f"{parts[0]}.py").is_file():
+                yield "", parts[0]
 
 
-def floor(name):
-    return next((number for number, names in enumerate(FLOORS) if name in names), None)
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_a_file_imports_from_floors_below(name):
-    assert floor(name) is not None, f"ddlib/{name}.py has no floor"
-    for other in set(imported(name)):
-        assert floor(other) is not None, f"ddlib/{name}.py imports {other}"
-        assert floor(other) < floor(name) or (name, other) in BESIDE, f"{name} → {other}"
+@pytest.mark.parametrize("path", [p for p in FILES if p.name not in ("__init__.py", "__main__.py")], ids=str)
+def test_a_file_imports_from_its_own_wing_or_those_below(path):
+    wing = path.parts[0] if len(path.parts) > 1 else ""
+    assert {other for other, _ in imported(path)} <= WINGS[wing]
 
 
 def test_nothing_goes_in_circles():
-    graph = {name: set(imported(name)) for name in MODULES}
+    graph = {(p.parts[0] if len(p.parts) > 1 else "", p.stem): {*imported(p)} for p in FILES if p.stem != "__init__"}
     while graph:
         free = [name for name, needs in graph.items() if not needs & graph.keys()]
         assert free, f"circular imports among {sorted(graph)}"
@@ -86,9 +63,9 @@ def test_nothing_goes_in_circles():
             del graph[name]
 
 
-@pytest.mark.parametrize("name", ["__init__", *MODULES])
-def test_a_file_can_be_read_to_its_end(name):
-    assert len((HERE / f"{name}.py").read_text().splitlines()) <= 400
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_can_be_read_to_its_end(path):
+    assert len((HERE / path).read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize("name", ddlib.__all__)
@@ -108,8 +85,7 @@ def test_type_checkers_see_the_same_names():
     for node in ast.walk(ast.parse((HERE / "__init__.py").read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             seen |= {alias.asname or alias.name for alias in node.names}
-    shown = {name for name in ddlib.__all__ if name not in MODULES}
-    assert shown <= seen
+    assert {name for name in ddlib.__all__ if not isinstance(getattr(ddlib, name), ModuleType)} <= seen
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -170,7 +146,7 @@ def test_lower_bounds_admit_what_is_installed():
 
 
 def third_party():
-    for path in HERE.glob("*.py"):
+    for path in HERE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 yield from [(alias.name.split(".")[0], path.name) for alias in node.names]

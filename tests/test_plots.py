@@ -13,7 +13,9 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import ddlib
-from ddlib import curves, plots, report
+from ddlib.report import curves
+from ddlib.report import figures as plots
+from ddlib.report import tables as report
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ddlib
-from ddlib import datasets, files, readers
+from ddlib import files
+from ddlib.data import readers
+from ddlib.data import sets as datasets
 
 nibabel = pytest.importorskip("nibabel")
 RANDOM = np.random.default_rng(0)

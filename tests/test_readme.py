@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import ddlib
-from ddlib import plots
 from ddlib.__main__ import parser
+from ddlib.report import figures as plots
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("results/*.md")])

@@ -9,8 +9,10 @@ from helpers import record_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddlib import Experiment, claims, files, gather, report
-from ddlib.stages import seconds
+from ddlib import Experiment, files, gather
+from ddlib.report import claims
+from ddlib.report import tables as report
+from ddlib.study.stages import seconds
 
 
 def test_published_values_stand_beside_ours(tmp_path):

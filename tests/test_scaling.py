@@ -5,8 +5,9 @@ import math
 import pytest
 from helpers import local_cnns
 
-from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, scaling
+from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe
 from ddlib.backbones import count_parameters
+from ddlib.cost import scaling
 
 
 def model():

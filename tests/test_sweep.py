@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from helpers import hears_interrupts
 
-from ddlib import records, sweep
 from ddlib.__main__ import main
 from ddlib.files import load_tensors
+from ddlib.study import records, sweep
 
 ROOT = Path(__file__).parents[1]
 TINY = "width: 4, epochs: 1, dense_epochs: 1, train_size: 200, strategies: local vote cnn-dnn"

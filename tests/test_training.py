@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import ddlib
 from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, accuracy, files, predict, training
-from ddlib.augmentation import prepare
+from ddlib.images import prepare
 from ddlib.training import clip_gradients, cross_entropy
 
 QUICK = Recipe(epochs=1, batch_size=16, rate=0.05, augment=False, precision="fp32", device="cpu")

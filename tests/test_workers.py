@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from ddlib.workers import Workers
+from ddlib.study.workers import Workers
 
 
 def hears() -> bool:

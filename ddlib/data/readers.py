@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import files
-from .progress import progress_bar
+from .. import files
+from ..images import stratified
+from ..training import progress_bar
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 VOLUMES = (".nii.gz", ".nii")
@@ -252,19 +253,6 @@ def user_folder() -> Path:
 
 
 # ── two sides ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def stratified(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of `size` images and of the rest, each class in proportion; both sorted."""
-    from sklearn.model_selection import train_test_split
-
-    if len(labels) - size < len(labels.unique()):  # too few are left for one of each class: any will do
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        parts = (order[:size].tolist(), order[size:].tolist())
-    else:
-        parts = train_test_split(range(len(labels)), train_size=size, stratify=labels.tolist(), random_state=seed)
-    first, rest = (torch.tensor(sorted(part), dtype=torch.int64) for part in parts)
-    return first, rest
 
 
 def patients(paths: Sequence[Path]) -> list[str]:

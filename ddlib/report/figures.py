@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .backbones import Backbone
-from .decomposition import Bounds, Decomposition
+from ..backbones import Backbone
+from ..decomposition import Bounds, Decomposition
+from ..images import Split
+from ..model import CNNDNN
+from ..study.stages import seconds
+from ..training import predict
 from .evaluation import interval
-from .images import Split
-from .model import CNNDNN
-from .stages import seconds
-from .training import predict
 
 if TYPE_CHECKING:
     import pandas as pd

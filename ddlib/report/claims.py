@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import records
+from ..study import records
+from ..study.records import Record
 from .evaluation import paired_test, verdict
-from .records import Record
-from .report import POINT, point, points, scored
+from .tables import POINT, point, points, scored
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checks, files
+from .. import checks, files
 from .experiment import Experiment
 from .records import key
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checks, files, records
+from .. import checks, files
+from . import records
 from .experiment import Experiment
-from .notebook import LISTS, points
+from .parameters import LISTS, points
 from .workers import Workers
 
 if TYPE_CHECKING:

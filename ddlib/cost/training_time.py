@@ -20,18 +20,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import checks
-from .aggregation import DenseAggregator
-from .backbones import Backbone, GroupedLinear, build
-from .decomposition import Decomposition
-from .engines import train_local
-from .files import write_atomically
-from .images import ImageSet, image_set
-from .local import LocalCNNs
-from .model import CNNDNN
-from .records import provenance
-from .training import RECIPES, Recipe, choose_device, choose_precision, fit, train_aggregator
-from .workers import Workers
+from .. import checks
+from ..aggregation import DenseAggregator
+from ..backbones import Backbone, GroupedLinear, build
+from ..decomposition import Decomposition
+from ..engines import train_local
+from ..files import write_atomically
+from ..images import ImageSet, image_set
+from ..local import LocalCNNs
+from ..model import CNNDNN
+from ..study.records import provenance
+from ..study.workers import Workers
+from ..training import RECIPES, Recipe, choose_device, choose_precision, fit, train_aggregator
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import channels, records
-from .aggregation import DenseAggregator, average_probability, importance, majority_vote
-from .backbones import build, count_parameters
-from .decomposition import Decomposition
-from .distributed import from_first, train_coherent
-from .engines import train_local
-from .images import ImageSet, Split
-from .local import LocalCNNs
-from .model import CNNDNN, BothLevels
-from .training import Recipe, accuracy, choose_device, choose_precision, fit, predict, train_aggregator
+from .. import channels
+from ..aggregation import DenseAggregator, average_probability, importance, majority_vote
+from ..backbones import build, count_parameters
+from ..decomposition import Decomposition
+from ..engines import train_local
+from ..images import ImageSet, Split
+from ..local import LocalCNNs
+from ..model import CNNDNN, BothLevels
+from ..ranks import from_first, train_coherent
+from ..training import Recipe, accuracy, choose_device, choose_precision, fit, predict, train_aggregator
+from . import records
 
 if TYPE_CHECKING:
     import pandas as pd

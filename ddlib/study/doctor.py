@@ -5,15 +5,17 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-from . import datasets, files, records
-from .training import choose_device, choose_precision
+from .. import files
+from ..data import sets as datasets
+from ..training import choose_device, choose_precision
+from . import records
 
 ROOM = 10  # GiB that checkpoints and the larger data sets can take
 
 
 def facts() -> list[str]:
     """Versions, device, threads, the precision that pays, the data folder and its free disk, a line each."""
-    from . import __version__
+    from .. import __version__
 
     device = choose_device()
     here = records.provenance(device.type, choose_precision("auto", device), 0.0)

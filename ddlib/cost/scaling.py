@@ -1,6 +1,6 @@
 """How training scales over processes: local CNNs over workers, and what the coherent model sends.
 
-Two ways to train one coherent model on R ranks: *by subdomain* (`distributed`), where each holds some local CNNs, sees
+Two ways to train one coherent model on R ranks: *by subdomain* (`ranks`), where each holds some local CNNs, sees
 all images and sends its local probabilities; and *data-parallel*, where each holds the whole model, sees a share of
 each batch and sends the gradients of all parameters.
 """
@@ -20,15 +20,15 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from . import checks, distributed
-from .aggregation import DenseAggregator
-from .augmentation import memory_format
-from .backbones import count_parameters
-from .engines import process_pool, train_local
-from .images import ImageSet
-from .local import LocalCNNs
-from .model import CNNDNN
-from .training import Recipe, fit
+from .. import checks
+from .. import ranks as parallel
+from ..aggregation import DenseAggregator
+from ..backbones import count_parameters
+from ..engines import process_pool, train_local
+from ..images import ImageSet, memory_format
+from ..local import LocalCNNs
+from ..model import CNNDNN
+from ..training import Recipe, fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,20 +96,20 @@ def communication(model: CNNDNN, data: ImageSet, recipe: Recipe, ranks: Sequence
 
 def _on_rank(rank: int, ranks: int, port: int, task: Callable[..., Any], model: CNNDNN, *arguments: Any) -> Any:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with distributed.ranks():
+    with parallel.ranks():
         return task(copy.deepcopy(model), *arguments)
 
 
 def _by_subdomain(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float, float]:
     """Bytes and seconds of the second epoch."""
-    last = distributed.train_coherent(model, data, recipe, progress=False).iloc[-1]
+    last = parallel.train_coherent(model, data, recipe, progress=False).iloc[-1]
     return last["sent"], last["seconds"]
 
 
 def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float, float]:
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    ranks, sent = distributed.count(), [0.0]
+    ranks, sent = parallel.count(), [0.0]
 
     def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         sent[0] += 2 * (ranks - 1) / ranks * bucket.buffer().numel() * bucket.buffer().element_size()
@@ -121,7 +121,7 @@ def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float
         replica = DistributedDataParallel(whole, broadcast_buffers=False)
     replica.register_comm_hook(None, hook)
     steps = len(data.train) // recipe.batch_size  # the same on every rank
-    own = torch.arange(distributed.rank(), len(data.train), ranks)[: steps * (recipe.batch_size // ranks)]
+    own = torch.arange(parallel.rank(), len(data.train), ranks)[: steps * (recipe.batch_size // ranks)]
     own = data.train.some(own)
     share = replace(recipe, batch_size=recipe.batch_size // ranks)
     last = fit(replica, own, share, progress=False).iloc[-1]

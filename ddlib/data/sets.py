@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checks, downloads, readers
-from .downloads import Remote
-from .images import ImageSet, Window, image_set
+from .. import checks
+from ..images import ImageSet, Window, image_set
+from . import readers
+from .fetch import Remote, bring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
         place = folder / Path(options.get("path", "")).expanduser()
     how = {option: value for option, value in options.items() if option not in ("path", "flip_axes")}
     train, test, classes = entry.read(place, folder, **how)
-    source = {"name": name, **options} | ({"root": str(folder.resolve())} if root else {})
+    source = partial(load_dataset, name, str(folder.resolve()) if root else None, **options)
     data = image_set(name, train, test, classes, options.get("flip_axes", entry.flip_axes), source)
     return replace(data, regions=entry.regions and _scaled(entry.regions, entry.options["shape"], data.image_shape))
 
@@ -99,7 +100,7 @@ def fetch(name: str, root: str | Path | None = None, place: str | None = None) -
         raise ValueError(f"{name} is not fetched: it is {entry.layout}.")
     places = {place: entry.places[place]} if place else entry.places
     try:
-        return downloads.bring(folder, places)
+        return bring(folder, places)
     except OSError as error:
         raise FileNotFoundError(
             f"{name} is not at {folder / next(iter(places))}: {error} Its source: {entry.source}; its layout: "

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import Bbox
 
-from .plots import NAMES, OTHER, PARTS, STYLE, WINDOWS, named
+from .figures import NAMES, OTHER, PARTS, STYLE, WINDOWS, named
 
 if TYPE_CHECKING:
     import pandas as pd

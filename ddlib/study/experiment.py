@@ -8,14 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checks, files, records
-from .backbones import BACKBONES
-from .datasets import DATASETS, check_options, load_dataset
-from .decomposition import Decomposition, parse_grid
-from .engines import ENGINES
-from .images import ImageSet
+from .. import checks, files
+from ..backbones import BACKBONES
+from ..data.sets import DATASETS, check_options, load_dataset
+from ..decomposition import Decomposition, parse_grid
+from ..engines import ENGINES
+from ..images import ImageSet
+from ..training import PRECISIONS, RECIPES, Recipe, choose_precision
+from . import records
 from .stages import CHANNELS, STRATEGIES, Stages
-from .training import PRECISIONS, RECIPES, Recipe, choose_precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,8 +125,8 @@ class Experiment:
         data = _loaded(self.dataset, self.options or "")
         return data if self.train_size is None else data.few(self.train_size, self.seed)
 
-    def _source(self) -> dict[str, Any] | None:
-        return _loaded(self.dataset, self.options or "").source
+    def _source(self) -> dict[str, Any]:
+        return {"name": self.dataset, **getattr(_loaded(self.dataset, self.options or "").source, "keywords", {})}
 
     def decomposition(self, data: ImageSet) -> Decomposition:
         """The windows on the images of `data`.

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checks, files, records
+from .. import checks, files
+from ..study import records
+from ..study.experiment import Experiment
+from ..study.records import Record
+from ..study.stages import STRATEGIES, seconds
 from .evaluation import accuracy_table
-from .experiment import Experiment
-from .records import Record
-from .stages import STRATEGIES, seconds
 
 if TYPE_CHECKING:
     import pandas as pd

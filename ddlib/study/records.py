@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from . import files
+from .. import files
 
 if TYPE_CHECKING:
     import pandas as pd

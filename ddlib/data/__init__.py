@@ -1,0 +1,1 @@
+"""Image sets by name: the registry, readers of files, downloads."""

@@ -1,0 +1,1 @@
+"""What the records say: tables, comparisons behind the claims, figures."""

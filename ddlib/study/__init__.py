@@ -1,0 +1,1 @@
+"""Experiments: points of a table, their records, sweeps over many of them."""
