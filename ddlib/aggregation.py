@@ -54,7 +54,7 @@ class DenseAggregator(nn.Module):
             wanted = f"(B, {self.num_subdomains}, {self.num_classes})"
             raise ValueError(f"the dense network takes probabilities {wanted}, got {tuple(p.shape)}.")
         with torch.autocast(p.device.type, enabled=False):
-            return self.layers(p.flatten(1))
+            return self.layers(p.flatten(1).to(self.layers[0].weight.dtype))
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from . import checks
 from .backbones import Backbone, GroupedLinear
-from .decomposition import Decomposition
 from .images import Split
 from .local import LocalCNNs
 
@@ -30,8 +29,8 @@ def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
 
     Each keeps its diagonal block of every kernel; what lies between the blocks is left out.  The classifiers are
     multiplied by P, so that the network's logits are the average of theirs where all that is zero (ours).
-    `split(compose(subs), widths)` is `subs`, but for the classifiers' biases, each now the mean: bit for bit where P
-    is a power of two, else but for the last bit of the classifiers' weights: not every number is P times another.
+    `split(compose(subs), widths)` is `subs`, but for the classifiers' biases, each now the mean, and, where P is no
+    power of two, for the last bit of the classifiers' weights.
 
     Args:
         parts: P, as even as possible and the wider ones first; or the width of each.
@@ -59,12 +58,9 @@ def compose(subs: Sequence[Backbone] | LocalCNNs, noise: float = 0.0) -> Backbon
 
     Kernels are block diagonal; batch norms (statistics too) and what reads the image are concatenated; so are the
     classifiers, divided by P, with the mean of the biases.  Nothing holds the blocks between sub-networks at zero:
-    they receive gradients from the first step.
-
-    Every layer's feature maps are those of the sub-networks, side by side, in train mode as in eval: by induction a
-    kernel sees the image or their maps, of which its zero blocks let through its own, and batch norm, activation,
-    pooling and shortcut treat each channel alone.  This holds for images of any size, so that sub-networks trained on
-    windows compose to a network on whole images.
+    they receive gradients from the first step.  Every layer's feature maps are those of the sub-networks, side by
+    side, for images of any size: a kernel's zero blocks let through its own maps alone, and batch norm, activation,
+    pooling and shortcut treat each channel alone.
 
     Args:
         subs: sub-networks of one kind, of any widths; or the `LocalCNNs` in which they were trained.
@@ -87,30 +83,6 @@ def compose(subs: Sequence[Backbone] | LocalCNNs, noise: float = 0.0) -> Backbon
         for piece, block in zip(pieces, blocks, strict=True):
             whole[block] = piece / len(subs) if name == "head.weight" else piece
     return network
-
-
-def side_by_side(subs: Sequence[Backbone], windows: Decomposition | Sequence[int]) -> LocalCNNs:
-    """Sub-networks of equal width as `LocalCNNs`, for `train_local` with any engine; `compose` takes them back.
-
-    Args:
-        windows: one for each, so that spatial and channel decomposition combine; or the image's shape, for all of it.
-
-    Raises:
-        ValueError: sub-networks that `compose` refuses, of different widths, or not as many as windows.
-    """
-    _check(subs)
-    if not isinstance(windows, Decomposition):
-        windows = Decomposition.regions(windows, {f"channels {p}": [(0, n) for n in windows] for p in range(len(subs))})
-    first, widths = subs[0], [sub.width for sub in subs]
-    if len({*widths}) > 1 or len(subs) != len(windows) or first.dims != len(windows.image_shape):
-        raise ValueError(f"sub-networks of widths {widths} on {first.dims} axes do not fit {windows}, or one another.")
-    sizes = {"in_channels": first.in_channels, "num_classes": first.num_classes}
-    with torch.random.fork_rng(devices=[]):
-        local = LocalCNNs(type(first), windows, **sizes, width=sum(widths), local_width=first.width)
-        local = _like(first, local)
-    for index, sub in enumerate(subs):
-        local.load_subnet(index, sub)
-    return local
 
 
 def shares(data: Split, parts: int, seed: int = 0) -> list[Split]:

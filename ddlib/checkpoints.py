@@ -1,36 +1,51 @@
 """Checkpoints: all that the rest of a training depends on, after its last whole epoch."""
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import files
+from .local import LocalCNNs
 
 
 class Checkpoint:
-    """The file of one training (ours): recipe, history, the states of model and optimiser.
+    """The file of one training (ours): recipe, history, weights, buffers of the optimiser.
 
     Nothing else is random or remembered: batches and augmentation follow from the recipe's seed and the epoch, and
-    so does the schedule.
+    so does the schedule.  Tensors are kept by local CNN, so that it does not matter how these are grouped, or which
+    rank holds them.
+
+    Args:
+        belongs: a digest of what is trained on what: images, labels, initial weights, see `digest_of`.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, belongs: str):
+        self.path, self.belongs = Path(path), belongs
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]) -> list[dict[str, Any]]:
         """Go on from the last whole epoch, where there is one: model and optimiser are filled; returns the history.
 
         Raises:
             files.DamagedFile: the file is not what was written; it is set aside.
-            ValueError: it was made by another recipe.  Other images or windows are the caller's to tell apart.
+            ValueError: it belongs to another training.
             OSError: its folder cannot be written.
         """
         saved = self.read(recipe)
         if saved is None:
             return []
-        self.restore(saved, model, optimizer)
+        kinds = {key.rpartition("#")[2] for key in saved["tensors"]} - {""}
+        for p in chain.from_iterable(group["params"] for group in optimizer.param_groups) if kinds else ():
+            empty = {
+                kind: torch.zeros((), device=p.device) if kind == "step" else torch.zeros_like(p) for kind in kinds
+            }
+            optimizer.state[p] = empty
+        with torch.no_grad():
+            for key, piece in pieces(model, optimizer):
+                piece.copy_(saved["tensors"][key])
         return saved["history"]
 
     def save(
@@ -41,10 +56,11 @@ class Checkpoint:
         history: list[dict[str, Any]],
     ) -> None:
         """Keep the state at the end of an epoch."""
-        self.write({"recipe": recipe, "history": history, **self.state(model, optimizer)})
+        tensors = {key: piece.cpu().clone() for key, piece in pieces(model, optimizer)}
+        self.write({"belongs": self.belongs, "recipe": recipe, "history": history, "tensors": tensors})
 
     def read(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
-        """The content of the file, held against the recipe; None where there is no file."""
+        """The content of the file, where it is there and belongs to this training."""
         files.writable_folder(self.path.parent)
         if not self.path.exists():
             return None
@@ -52,29 +68,45 @@ class Checkpoint:
             saved = files.load_tensors(self.path)
         except files.DamagedFile as error:
             raise files.DamagedFile(f"{error} It was set aside as {files.set_aside(self.path)}.") from None
-        other = {k: (was, recipe[k]) for k, was in saved["recipe"].items() if was != recipe[k]}
-        if other:
-            told = ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in other.items())
-            raise ValueError(f"{self.path} belongs to another training: its recipe has {told}.")
+        other = {k: (was, recipe.get(k)) for k, was in saved["recipe"].items() if was != recipe.get(k)}
+        changed = ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in other.items())
+        if other or saved["belongs"] != self.belongs:
+            reason = f"its recipe has {changed}" if other else "of other images, labels, windows or initial weights"
+            raise ValueError(f"{self.path} belongs to another training: {reason}.")
         return saved
 
     def write(self, content: dict[str, Any]) -> None:
         """The file, whole or not at all."""
         files.save_tensors(self.path, content)
 
-    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What is written of model and optimiser; `restore` puts it back."""
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
-    def restore(self, saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        lay_out(optimizer)
+def pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a training by its name: weights and statistics, and, after a #, the optimiser's buffers of them.
+
+    Those of grouped local CNNs are cut into one piece a network, named by its window: views, to be read or filled.
+    """
+    grouped = [
+        ([f"local CNN {local.decomposition.names[index]}, " for index in family], network)
+        for local in model.modules()
+        if isinstance(local, LocalCNNs)
+        for family, network in zip(local.families, local.networks, strict=True)
+    ]
+    seen: set[int] = set()
+    for names, network in [*grouped, ([""], model)]:
+        for key, value in chain(network.named_parameters(), network.named_buffers()):
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            buffers = optimizer.state.get(value, {})
+            for kind, tensor in {"": value, **buffers}.items():
+                if tensor is not None:
+                    cut = tensor.ndim and len(names) > 1  # a counter of batches or steps is the same for all
+                    parts = tensor.detach().unflatten(0, (len(names), -1)) if cut else [tensor.detach()] * len(names)
+                    yield from ((f"{name}{key}#{kind}", part) for name, part in zip(names, parts, strict=True))
 
 
-def lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give each buffer the place and memory format of its weight: fused optimisers walk through both side by side."""
-    for p, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.ndim:
-                state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+def digest_of(model: nn.Module, *inputs: Tensor) -> str:
+    """A digest of a model's windows and weights, and of what it is trained on."""
+    windows = [torch.tensor(m.decomposition.bounds) for m in model.modules() if isinstance(m, LocalCNNs)]
+    ordered = sorted(pieces(model, torch.optim.SGD([torch.zeros(1)], 0.1)), key=lambda named: named[0])
+    return files.digest(*inputs, *windows, *(piece for _, piece in ordered))

@@ -4,35 +4,41 @@ Local training needs no communication (P1, P2), so all engines compute the same 
 """
 
 import copy
-import math
+import os
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 
 from . import checks
 from .backbones import groupable
+from .devices import choose_device
 from .images import ImageSet, Split
 from .local import LocalCNNs
-from .training import RECIPES, Recipe, choose_device, fit, progress_bar
+from .training import RECIPES, Recipe, fit, predict, progress_bar, trains
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ENGINES = ("auto", "fused", "loop")
+PROCESS = uuid4().hex  # of this process, on whatever machine
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+Images = ImageSet | Split | Sequence[Split]
 
 
+@trains
 def train_local(
     local: LocalCNNs,
-    data: ImageSet | Split | Sequence[Split],
+    data: Images,
     recipe: Recipe = RECIPES["local"],
     *,
     engine: str | Executor = "auto",
@@ -44,11 +50,11 @@ def train_local(
 
     Args:
         data: the images of all; or a split of its own for each, of equal size (`channels.shares`).
-        engine: "fused" trains all in one module with grouped convolutions, in several passes where memory is short;
-            "loop" one after another; an executor a task for each, on its workers.  "auto" is fused, which was the
-            faster one wherever it was measured (`ddlib bench`), and the loop for backbones that cannot be grouped.
+        engine: "fused" trains all in one module with grouped convolutions, "loop" one after another, an executor a
+            task for each, on its workers.  "auto" is fused, the faster one wherever it was measured
+            (`results/bench`), and the loop for backbones that cannot be grouped, or where memory is short.
         per_task: how many local CNNs share a task of an executor, fused; alone, they are those of "loop" bit for bit.
-        checkpoint: a file (fused), or the stem of one file for each part; training goes on from there.
+        checkpoint: a file (fused), or the stem of one file for each task; training goes on from there.
 
     Returns:
         A row an epoch: loss and train_accuracy, means over the networks; seconds, the sum over what was trained
@@ -58,150 +64,98 @@ def train_local(
     Raises:
         ValueError: an unknown engine (the nearest is named), or a recipe that does not fit the data or the device.
     """
-    each = [[index] for index in range(len(local))]
-    if not isinstance(data, (ImageSet, Split)) and (len(data) != len(local) or len({*map(len, data)}) != 1):
+    if not isinstance(data, ImageSet | Split) and (len(data) != len(local) or len({*map(len, data)}) != 1):
         raise ValueError(f"{len(local)} local CNNs need as many splits of equal size, got {[len(s) for s in data]}.")
-    if isinstance(engine, Executor):
-        size = checks.whole("per_task", per_task, 1)
-        tasks = [list(range(start, min(start + size, len(local)))) for start in range(0, len(local), size)]
-        return _gather(local, _on_executor(local, tasks, data, recipe, engine, checkpoint, progress))
-    engine = checks.one_of("engine", engine, ENGINES)
-    if engine == "auto":
-        engine = "fused" if groupable(local.backbone) else "loop"
-    begun = checkpoint is not None and Path(checkpoint).exists()  # in one pass: it goes on so
-    parts = each if engine == "loop" else [[*range(len(local))]] if begun else _passes(local, data, recipe)
-    if len(parts) == 1 and engine == "fused":
-        return fit(local, _images(data, parts[0]), recipe, checkpoint=checkpoint, progress=progress)
-    return _gather(local, _one_by_one(local, parts, data, recipe, checkpoint, progress))
+    per_task = checks.whole("per_task", per_task, 1)
+    if not isinstance(engine, Executor):
+        engine = checks.one_of("engine", engine, ENGINES)
+        if engine == "fused" or (engine == "auto" and groupable(local.backbone) and _fits(local, data, recipe)):
+            return fit(local, _images(data, range(len(local))), recipe, checkpoint=checkpoint, progress=progress)
+        engine, per_task = _Here(), 1
+    return _train_apart(local, data, recipe, engine, per_task, checkpoint, progress)
 
 
 def process_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
     """Fresh processes on this machine, with `threads` threads each: more threads than cores stall one another."""
-    return ProcessPoolExecutor(
-        checks.whole("workers", workers, 1),
-        mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(checks.whole("threads", threads, 1),),
-    )
-
-
-@contextmanager
-def dask_executor(address: str, workers: int = 1) -> Iterator[Executor]:
-    """The executor of a Dask cluster (extra `cluster`): of the scheduler at an address, or "local", on this machine.
-
-    Raises:
-        ImportError: dask.distributed is not installed.
-        OSError: no scheduler answers at the address.
-    """
-    try:
-        from dask.distributed import Client, LocalCluster
-    except ImportError as error:
-        raise ImportError(f"Dask is not installed ({error}): pip install 'ddlib[cluster]'.") from None
-    local = address == "local"
-    place = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") if local else address
-    try:
-        with Client(place, timeout=20) as client, client.get_executor(retries=2) as executor:
-            print(f"Dask dashboard: {client.dashboard_link}")
-            yield executor
-    finally:
-        if local:
-            place.close()
+    context, count = get_context("spawn"), checks.whole("threads", threads, 1)
+    return ProcessPoolExecutor(checks.whole("workers", workers, 1), context, _choose_threads, (count,))
 
 
 def train_part(
-    part: LocalCNNs, data: bytes | Split, recipe: Recipe, checkpoint: str | None = None
+    part: LocalCNNs, data: bytes | Split, recipe: Recipe, checkpoint: str | None, sender: str
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """The task of an executor: train a few local CNNs; weights (on the CPU) and history out.  May run twice.
 
+    In a process of its own it computes with one thread, since others run beside it, unless that process was told
+    another number, by OMP_NUM_THREADS or `torch.set_num_threads`.
+
     Args:
         data: how to load the data set on the worker (a pickled `ImageSet.source`), or its training split itself.
+        sender: `PROCESS` of the caller.
     """
-    split = data if isinstance(data, Split) else _loaded(data).train
-    part = copy.deepcopy(part)  # an executor of threads hands over the caller's own
-    history = fit(part, split, recipe, checkpoint=checkpoint, progress=False)
-    return part.cpu().state_dict(), history.to_dict("records")
+    threads = torch.get_num_threads()
+    crowded = sender != PROCESS and "OMP_NUM_THREADS" not in os.environ and threads == CORES
+    torch.set_num_threads(1 if crowded else threads)
+    try:
+        split = data if isinstance(data, Split) else _loaded(data).train
+        part = copy.deepcopy(part)  # an executor of threads hands over the caller's own
+        history = fit(part, split, recipe, checkpoint=checkpoint, progress=False)
+        return part.cpu().state_dict(), history.to_dict("records")
+    finally:
+        torch.set_num_threads(threads)
 
 
-Trained = tuple[Sequence[int], LocalCNNs, list[dict[str, float]]]
+class _Here(Executor):
+    """Runs each task at once: one after another, in this process."""
+
+    def submit(self, task: Callable[..., Any], /, *arguments: Any) -> Future:
+        done: Future = Future()
+        done.set_result(task(*arguments))
+        return done
 
 
-def _one_by_one(
+def _train_apart(
     local: LocalCNNs,
-    parts: Sequence[Sequence[int]],
-    data: ImageSet | Split | Sequence[Split],
-    recipe: Recipe,
-    checkpoint: str | Path | None,
-    progress: bool | str,
-) -> Iterator[Trained]:
-    copies = [local.part(indices) for indices in parts]  # before any is trained and put back
-    for number, (indices, part) in enumerate(zip(parts, copies, strict=True)):
-        title = progress and f"local CNNs, {number + 1} of {len(parts)}"
-        own = _images(data, indices)
-        history = fit(part, own, recipe, checkpoint=_numbered(checkpoint, indices), progress=title)
-        yield indices, part, history.to_dict("records")
-
-
-def _on_executor(
-    local: LocalCNNs,
-    parts: Sequence[Sequence[int]],
-    data: ImageSet | Split | Sequence[Split],
+    data: Images,
     recipe: Recipe,
     executor: Executor,
+    per_task: int,
     checkpoint: str | Path | None,
     progress: bool | str,
-) -> Iterator[Trained]:
-    local.cpu()
-    if isinstance(data, ImageSet):
-        data = pickle.dumps(data.source) if data.source else data.train
-    client = getattr(executor, "_client", None)  # Dask's
-    if client is not None and progress:
-        print(f"Dask dashboard: {client.dashboard_link}")
-    tasks = {}
-    for indices in parts:
-        part = local.part(indices)
-        own = data if isinstance(data, bytes) else _images(data, indices)
-        task = executor.submit(train_part, part, own, recipe, _numbered(checkpoint, indices))
-        tasks[task] = indices, part
-    with progress_bar(progress if isinstance(progress, str) else "local CNNs", len(tasks), shown=bool(progress)) as bar:
-        for task in as_completed(tasks):
-            indices, part = tasks[task]
-            state, history = task.result()
-            part.load_state_dict(state)
-            bar.update()
-            yield indices, part, history
-
-
-def _gather(local: LocalCNNs, trained: Iterator[Trained]) -> "pd.DataFrame":
-    """Put the trained parts back and join their histories."""
+) -> "pd.DataFrame":
+    """`per_task` local CNNs a task; their histories joined."""
     import pandas as pd
 
-    rows: list[dict[str, float]] = []
-    alone = True
-    for number, (indices, part, history) in enumerate(trained):
-        local.to(next(part.parameters()).device).load_part(indices, part)
-        share = len(indices) / len(local)
-        rows += [
-            {**row, "loss": share * row["loss"], "train_accuracy": share * row["train_accuracy"], "part": number}
-            for row in history
-        ]
-        alone = alone and len(indices) == 1
-    frame = pd.DataFrame(rows)
-    epochs = frame.groupby("epoch")
-    joined = epochs.agg(
-        loss=("loss", "sum"),
-        train_accuracy=("train_accuracy", "sum"),
-        rate=("rate", "first"),
-        seconds=("seconds", "sum"),
-    )
-    if alone:
-        longest = frame[frame["part"] == frame.groupby("part")["seconds"].sum().idxmax()]
-        joined["seconds_longest"] = longest.set_index("epoch")["seconds"]
+    number = len(local)
+    if isinstance(data, ImageSet):
+        data = pickle.dumps(data.source) if data.source and not isinstance(executor, _Here) else data.train
+    chosen = [list(range(start, min(start + per_task, number))) for start in range(0, number, per_task)]
+    parts = [local.cpu().part(indices) for indices in chosen]  # before any is trained: it would see the random state
+    tasks, histories = [], []
+    title = progress if isinstance(progress, str) else "local CNNs"
+    with progress_bar(title, len(parts), shown=bool(progress)) as bar:
+        for indices, part in zip(chosen, parts, strict=True):
+            own = data if isinstance(data, bytes) else _images(data, indices)
+            path = checkpoint and f"{checkpoint}.{'-'.join(map(str, indices))}"
+            tasks.append(executor.submit(train_part, part, own, recipe, path, PROCESS))
+            tasks[-1].add_done_callback(lambda _: bar.update())
+        results = [task.result() for task in tasks]
+    for indices, part, (state, rows) in zip(chosen, parts, results, strict=True):
+        part.load_state_dict(state)
+        local.load_part(indices, part)
+        history, share = pd.DataFrame(rows).set_index("epoch"), len(indices) / number
+        means = {name: share * history[name] for name in ("loss", "train_accuracy")}
+        histories.append(history.assign(**means))
+    joined = sum(history[["loss", "train_accuracy", "seconds"]] for history in histories)
+    joined.insert(2, "rate", histories[0]["rate"])
+    if per_task == 1:
+        joined["seconds_longest"] = max((history["seconds"] for history in histories), key=sum)
     return joined.reset_index()
 
 
-def _images(data: ImageSet | Split | Sequence[Split], indices: Sequence[int]) -> Split:
+def _images(data: Images, indices: Sequence[int]) -> Split:
     """What the local CNNs `indices` train on; splits of their own side by side, as further channels and labels."""
-    if isinstance(data, (ImageSet, Split)):
+    if isinstance(data, ImageSet | Split):
         return data.train if isinstance(data, ImageSet) else data
     own = [data[index] for index in indices]
     if len(own) == 1:
@@ -215,39 +169,22 @@ def _images(data: ImageSet | Split | Sequence[Split], indices: Sequence[int]) ->
     )
 
 
-def _passes(local: LocalCNNs, data: ImageSet | Split | Sequence[Split], recipe: Recipe) -> list[list[int]]:
-    """The subdomains of each fused pass: all in one, or fewer where one pass would not fit into memory."""
-    split = _images(data, [0])
-    needed, free = _memory_needed(local, split, recipe), _memory_free(choose_device(recipe.device))
-    count = min(len(local), max(1, math.ceil(needed / (0.8 * free))))
-    if count > 1:
-        gib = 2**30
-        warnings.warn(
-            f"the {len(local)} local CNNs are trained in {count} passes: one pass would need about "
-            f"{needed / gib:.1f} GiB, {free / gib:.1f} GiB are free.",
-            stacklevel=3,
-        )
-    size = math.ceil(len(local) / count)
-    return [list(range(start, min(start + size, len(local)))) for start in range(0, len(local), size)]
+def _fits(local: LocalCNNs, data: Images, recipe: Recipe) -> bool:
+    """Whether all local CNNs side by side fit into the memory that is free, by the outputs of their layers.
 
-
-def _memory_needed(local: LocalCNNs, split: Split, recipe: Recipe) -> int:
-    """Bytes that one training step keeps: each layer's output twice (value and gradient), in single precision."""
-    kept = []
-    hooks = [
-        layer.register_forward_hook(lambda _layer, _input, output: kept.append(output.numel()))
-        for layer in local.modules()
-        if not list(layer.children())
-    ]
-    modes = {module: module.training for module in local.modules()}
-    with torch.no_grad():
-        first = next(local.parameters())
-        local.eval()(torch.zeros(1, *split.images.shape[1:], dtype=first.dtype, device=first.device))
+    A training step keeps each of them and its gradient, in single precision at the most.
+    """
+    kept: list[int] = []
+    layers = [layer for layer in local.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(lambda _, __, output: kept.append(output.numel())) for layer in layers]
+    predict(local, _images(data, [0]).some(torch.arange(1)), precision="fp32")
     for hook in hooks:
         hook.remove()
-    for module, mode in modes.items():
-        module.training = mode
-    return 2 * 4 * recipe.batch_size * sum(kept)
+    needed, free = 2 * 4 * recipe.batch_size * sum(kept), _memory_free(choose_device(recipe.device))
+    if needed > 0.8 * free:
+        sizes = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        warnings.warn(f"{len(local)} local CNNs side by side need about {sizes}: engine='loop' is taken.", stacklevel=3)
+    return needed <= 0.8 * free
 
 
 def _memory_free(device: torch.device) -> int:
@@ -259,8 +196,9 @@ def _memory_free(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _numbered(checkpoint: str | Path | None, indices: Sequence[int]) -> str | None:
-    return None if checkpoint is None else f"{checkpoint}.{'-'.join(map(str, indices))}"
+def _choose_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # `train_part` keeps to what was chosen
 
 
 @lru_cache(maxsize=1)

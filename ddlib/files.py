@@ -3,13 +3,16 @@
 import hashlib
 import io
 import os
+import pickle
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class DamagedFile(Exception):
@@ -53,8 +56,8 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
         with suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            told = f"{len(data) / 2**20:.1f} MiB could not be written ({error.strerror}); what was there before is kept"
-            raise type(error)(error.errno, told, str(path)) from None
+            size = f"{len(data) / 2**20:.1f} MiB could not be written ({error.strerror})"
+            raise type(error)(error.errno, f"{size}; what was there before is kept", str(path)) from None
         raise
     return path
 
@@ -67,71 +70,39 @@ def checksum(data: bytes | Path, kind: str = "sha256") -> str:
     return hashlib.new(kind, data).hexdigest()
 
 
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 of the values of tensors, one after another."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
 def save_tensors(path: str | Path, content: dict[str, Any]) -> Path:
-    """`torch.save`, atomically, with the SHA-256 of the content in the file's first line."""
+    """`torch.save`, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    data = buffer.getvalue()
-    return write_atomically(path, checksum(data).encode() + b"\n" + data)
+    return write_atomically(path, buffer.getvalue())
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """What `save_tensors` wrote, on the CPU.  Code in the file is never executed.
 
     Raises:
-        DamagedFile: the content does not have its checksum.
+        DamagedFile: the zip file that PyTorch writes is not whole, or fails one of its own checksums.
     """
-    expected, _, data = Path(path).read_bytes().partition(b"\n")
-    found = checksum(data).encode()
-    if found != expected:
-        raise DamagedFile(f"{path} is damaged: its SHA-256 should be {expected[:64]!r}, it is {found.decode()}.")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def alone(path: str | Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file: only one process at a time has it, on any host that sees the folder.
-
-    Yields whether it is held; without `wait`, False where another process has it.  The system gives up the lock of a
-    process that dies.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+        with zipfile.ZipFile(path) as packed:
+            if broken := packed.testzip():
+                raise zipfile.BadZipFile(f"its part {broken} fails its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedFile(f"{path} is damaged: {reason}.") from error
 
 
 def set_aside(path: str | Path) -> Path:
     """Rename a file that cannot be trusted, so that it is neither used nor lost; returns its new name."""
-    path = Path(path)
-    for number in range(1000):
-        away = path.with_name(f"{path.name}.damaged-{number}")
-        if not away.exists():
-            path.rename(away)
-            return away
-    raise FileExistsError(f"{path.name}.damaged-0 to -999 exist already in {path.parent}.")
-
-
-def project_folder() -> Path:
-    """The companion's root: the folder above this one that has notebooks/, or above the caller's.
-
-    So a relative folder means the same whether papermill, nbval or JupyterLab runs a notebook.
-    """
-    for start in (Path(__file__).resolve(), Path.cwd() / "x"):
-        for folder in start.parents:
-            if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
-                return folder
-    return Path.cwd()
-
-
-def resolve(path: str | Path) -> Path:
-    """An absolute path as it is, a relative one below `project_folder()`."""
-    return project_folder() / Path(path).expanduser()
+    return Path(path).rename(Path(path).with_name(f"{Path(path).name}.damaged-{time.time_ns()}"))

@@ -1,6 +1,5 @@
 """Image sets as uint8 tensors, and from their images to a batch: mirror, shift, normalise."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, files
 
 Window = tuple[tuple[int, int], ...]  # (start, stop) for each axis
 
@@ -56,11 +55,8 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all images and labels: has what lies behind a name or a path changed?"""
-        sha = hashlib.sha256()
-        for split in (self.train, self.test):
-            for values in (split.images, split.labels):
-                sha.update(values.cpu().contiguous().numpy())
-        return sha.hexdigest()
+        train, test = self.train, self.test
+        return files.digest(train.images, train.labels, test.images, test.labels)
 
     @property
     def num_classes(self) -> int:
@@ -176,12 +172,12 @@ def augment(images: Tensor, flip_axes: tuple[int, ...], generator: torch.Generat
     inside = torch.ones_like(index, dtype=torch.bool)
     for axis, length in enumerate(shape):
         most = int(length * reach)
-        shift = torch.randint(-most, most + 1, (size, 1), generator=generator).to(device)
+        shift = torch.randint(-most, most + 1, (size, 1), generator=generator, device="cpu").to(device)
         place = torch.arange(length, device=device) + shift  # (B, length)
         valid = (place >= 0) & (place < length)
         place = place.clamp(0, length - 1)
         if axis in flip_axes:
-            mirrored = torch.rand((size, 1), generator=generator).to(device) < 0.5
+            mirrored = torch.rand((size, 1), generator=generator, device="cpu").to(device) < 0.5
             place = torch.where(mirrored, length - 1 - place, place)
         view = (size,) + tuple(length if a == axis else 1 for a in range(len(shape)))
         index = index * length + place.view(view)

@@ -38,9 +38,8 @@ class LocalCNNs(nn.Module):
         self.backbone, self.decomposition = backbone, decomposition
         self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
         self.local_width = local_width or max(1, round(width / math.sqrt(len(decomposition))))
-        grouped = groupable(backbone)
-        self._families = decomposition.families() if grouped else [[i] for i in range(len(decomposition))]
-        self.networks = nn.ModuleList(self._build(len(family) if grouped else 1) for family in self._families)
+        self.families = decomposition.families() if groupable(backbone) else [[i] for i in range(len(decomposition))]
+        self.networks = nn.ModuleList(self._build(len(family)) for family in self.families)
 
     def _build(self, groups: int) -> nn.Module:
         dims = len(self.decomposition.image_shape)
@@ -54,13 +53,16 @@ class LocalCNNs(nn.Module):
 
         Or images of each local CNN's own, (B, N, C, *image_shape): see `channels.shares`.
         """
-        if x.ndim == len(self.decomposition.image_shape) + 2:
+        dims = len(self.decomposition.image_shape)
+        if x.ndim == dims + 2:
             windows = self.decomposition.cut(x)
+        elif x.ndim != dims + 3:
+            raise ValueError(f"images must be a batch (B, C, *image_shape) of {dims} axes each, got {tuple(x.shape)}.")
         else:
             own = zip(x.unbind(1), self.decomposition.windows, strict=True)
             windows = [image[(..., *window)] for image, window in own]
         logits = []
-        for family, network in zip(self._families, self.networks, strict=True):
+        for family, network in zip(self.families, self.networks, strict=True):
             together = torch.cat([windows[i] for i in family], 1) if len(family) > 1 else windows[family[0]]
             logits.append(network(together).unflatten(1, (len(family), -1)))  # (B, family, K)
         if len(logits) == 1:
@@ -76,7 +78,9 @@ class LocalCNNs(nn.Module):
         network, group = self._place(index)
         if isinstance(network, Backbone):
             return network.single(group)
-        return self._copy_into(self._build(1), network)
+        with torch.random.fork_rng(devices=[]):
+            fresh = self._build(1)
+        return self._copy_into(fresh, network)
 
     def load_subnet(self, index: int, module: nn.Module) -> None:
         """Put the weights of a stand-alone module back as local CNN `index`."""
@@ -91,15 +95,9 @@ class LocalCNNs(nn.Module):
 
         What one worker trains, or one rank holds.
         """
-        few = LocalCNNs.__new__(LocalCNNs)
-        nn.Module.__init__(few)
-        few.backbone, few.decomposition = self.backbone, self.decomposition.subset(indices)
-        few.in_channels, few.num_classes, few.width = self.in_channels, self.num_classes, self.width
-        few.local_width = self.local_width
-        grouped = groupable(self.backbone)
-        few._families = few.decomposition.families() if grouped else [[i] for i in range(len(few))]
+        size = {"in_channels": self.in_channels, "num_classes": self.num_classes, "width": self.width}
         with torch.random.fork_rng(devices=[]):
-            few.networks = nn.ModuleList(few._build(len(family)) for family in few._families)
+            few = LocalCNNs(self.backbone, self.decomposition.subset(indices), **size, local_width=self.local_width)
         first = next(self.parameters())
         few.to(device=first.device, dtype=first.dtype).train(self.training)
         for own, index in enumerate(indices):
@@ -111,14 +109,22 @@ class LocalCNNs(nn.Module):
         for own, index in enumerate(indices):
             self.load_subnet(index, part.subnet(own))
 
+    def get_extra_state(self) -> Tensor:
+        """The windows are part of the state: weights for other windows mean nothing."""
+        return torch.tensor(self.decomposition.bounds)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not torch.equal(state.cpu(), torch.tensor(self.decomposition.bounds)):
+            raise ValueError(f"these weights belong to windows {state.tolist()}, not to {self.decomposition!r}.")
+
     def _place(self, index: int) -> tuple[nn.Module, int]:
-        for family, network in zip(self._families, self.networks, strict=True):
+        for family, network in zip(self.families, self.networks, strict=True):
             if index in family:
                 return network, family.index(index)
         raise IndexError(f"there are local CNNs 0 to {len(self) - 1}, got {index}.")
 
     def _order(self) -> list[int]:
-        flat = [i for family in self._families for i in family]
+        flat = [i for family in self.families for i in family]
         return [flat.index(i) for i in range(len(flat))]
 
     @staticmethod

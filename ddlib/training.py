@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import checks
-from .allocator import memory_kept
-from .backbones import Backbone
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, digest_of
+from .devices import DEVICES, PRECISIONS, autocast, choose_device, seeded
 from .images import ImageSet, Split, augment, memory_format, prepare
-from .local import LocalCNNs, softmax
+from .local import softmax
 from .model import CNNDNN
 
 if TYPE_CHECKING:
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("one-cycle", "cosine", "constant")
-PRECISIONS = ("auto", "fp32", "bf16")
-DEVICES = ("auto", "cuda", "mps", "cpu")
 
 Metrics = Mapping[str, Callable[[nn.Module], float]]
+Batch = Callable[[Tensor, torch.Generator], Tensor]  # indices of images → what the model sees of them
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,7 @@ class Recipe:
         schedule: "one-cycle" (linear rise over the first fifth, then a cosine to zero), "cosine", "constant".
         momentum: of SGD.
         weight_decay: on weights of two or more axes; biases and batch norms are not decayed.
-        clip: largest gradient norm of each network, None for no clipping.
-        label_smoothing: as in `torch.nn.functional.cross_entropy`.
-        augment: mirror and shift the images (`augmentation.augment`).
+        augment: mirror and shift the images (`images.augment`).
         precision: "bf16" is autocast, "auto" is bf16 where the device computes it in hardware.
         device: "auto" is cuda, else mps, else cpu.
         seed: of the batches and the augmentation.
@@ -65,8 +62,6 @@ class Recipe:
     schedule: str = "one-cycle"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    clip: float | None = None
-    label_smoothing: float = 0.0
     augment: bool = True
     precision: str = "auto"
     device: str = "auto"
@@ -75,26 +70,20 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, low, high in (("epochs", 1, None), ("batch_size", 2, None), ("seed", 0, 2**31 - 1)):
             object.__setattr__(self, name, checks.whole(name, getattr(self, name), low, high))
-        checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            checks.one_of(name, getattr(self, name), allowed)
+        checks.one_of("device", self.device, DEVICES)
         checks.real("rate", self.rate, 0, open_low=True)
-        checks.one_of("schedule", self.schedule, SCHEDULES)
         checks.real("momentum", self.momentum, 0, 1)
         checks.real("weight_decay", self.weight_decay, 0)
-        if self.clip is not None:
-            checks.real("clip", self.clip, 0, open_low=True)
-        checks.real("label_smoothing", self.label_smoothing, 0, 1)
         checks.flag("augment", self.augment)
-        checks.one_of("precision", self.precision, PRECISIONS)
-        checks.one_of("device", self.device, DEVICES)
 
 
 # One recipe for each stage of an experiment.  The papers' learning rates could not be read: these are ours.
 RECIPES: dict[str, Recipe] = {
     "global": Recipe(),
     "local": Recipe(),
-    "dense network": Recipe(
-        epochs=20, optimizer="adam", rate=1e-3, schedule="constant", weight_decay=0.0, augment=False
-    ),
+    "dense network": Recipe(20, optimizer="adam", rate=1e-3, schedule="constant", weight_decay=0.0, augment=False),
     "coherent": Recipe(),
     "transfer": Recipe(rate=0.02),
     "sub-networks": Recipe(),
@@ -102,6 +91,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def trains(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates what trains: gradients are on inside, whatever the caller has switched off."""
+    return torch.inference_mode(False)(torch.enable_grad()(function))
+
+
+@trains
 def fit(
     model: nn.Module,
     data: ImageSet | Split,
@@ -128,12 +123,16 @@ def fit(
         and over the networks), rate, seconds, and the metrics.
 
     Raises:
-        ValueError: a batch larger than the data, a recipe that the device cannot carry out, or a checkpoint of another
-            training.
+        ValueError: a batch larger than the data, a recipe that the device cannot carry out, nothing to train, or a
+            checkpoint of another training.
         files.DamagedFile: the checkpoint is damaged; it is set aside.
     """
     split = data.train if isinstance(data, ImageSet) else data
-    dtype = next(model.parameters()).dtype
+    device, dtype = choose_device(recipe.device), next(model.parameters()).dtype
+    if isinstance(checkpoint, str | Path):
+        checkpoint = Checkpoint(checkpoint, digest_of(model, split.images, split.labels))
+    resident = split.images.to(device)
+    model.to(device, memory_format=memory_format(split.images.ndim - 2))
 
     def batch(chosen: Tensor, generator: torch.Generator) -> Tensor:
         images = resident.index_select(0, chosen)
@@ -142,12 +141,10 @@ def fit(
         x = prepare(images, split, dtype)
         return x if split.labels.ndim == 1 else x.unflatten(1, (split.labels.shape[1], -1))  # (B, N, C, *shape)
 
-    device = choose_device(recipe.device)
-    resident = split.images.to(device)
-    model.to(device, memory_format=memory_format(split.images.ndim - 2))
     return _optimise(model, batch, split.labels.to(device), recipe, metrics, checkpoint, progress)
 
 
+@trains
 def train_aggregator(
     model: CNNDNN,
     data: ImageSet | Split,
@@ -170,15 +167,14 @@ def train_aggregator(
     """
     split = data.train if isinstance(data, ImageSet) else data
     device = choose_device(recipe.device)
+    if checkpoint is not None:
+        checkpoint = Checkpoint(checkpoint, digest_of(model, split.images, split.labels))
     if probabilities is None:
         probabilities = predict(model.local.to(device), split, precision=recipe.precision)
-    model.head.to(device)
-    inputs = probabilities.to(device, next(model.head.parameters()).dtype)
-    recipe = replace(recipe, precision="fp32")
-    labels = split.labels.to(device)
-    return _optimise(
-        model.head, lambda chosen, _: inputs.index_select(0, chosen), labels, recipe, metrics, checkpoint, progress
-    )
+    inputs = probabilities.to(device, next(model.head.to(device).parameters()).dtype)
+    labels, recipe = split.labels.to(device), replace(recipe, precision="fp32")
+    batch: Batch = lambda chosen, _: inputs.index_select(0, chosen)  # noqa: E731
+    return _optimise(model.head, batch, labels, recipe, metrics, checkpoint, progress)
 
 
 def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision: str = "auto") -> Tensor:
@@ -191,12 +187,9 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), autocast(first.device, precision, first.dtype), memory_kept():
-            batches = (
-                softmax(model(prepare(images.to(first.device), split, first.dtype))).cpu()
-                for images in split.images.split(batch_size)
-            )
-            return torch.cat(list(batches))
+        with torch.no_grad(), autocast(first.device, precision, first.dtype):
+            batches = (prepare(x.to(first.device), split, first.dtype) for x in split.images.split(batch_size))
+            return torch.cat([softmax(model(x)).cpu() for x in batches])
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -210,65 +203,76 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float | list[float]:
 
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+_RANDOM = RLock()  # PyTorch's random state is one for all threads: they take turns, an epoch each
+
 
 def _optimise(
     model: nn.Module,
-    batch: Callable[[Tensor, torch.Generator], Tensor],
+    batch: Batch,
     labels: Tensor,
     recipe: Recipe,
     metrics: Metrics | None,
-    checkpoint: str | Path | Checkpoint | None,
+    checkpoint: Checkpoint | None,
     progress: bool | str,
 ) -> "pd.DataFrame":
     import pandas as pd  # here, so that `import ddlib` stays quick
 
-    device, size = labels.device, recipe.batch_size
-    if size > len(labels):
-        raise ValueError(f"batch_size {size} is larger than the data: {len(labels)} images.")
-    steps = len(labels) // size
-    optimizer = make_optimizer(model, recipe)
-    cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
-    if isinstance(checkpoint, (str, Path)):
-        checkpoint = Checkpoint(checkpoint)
+    if recipe.batch_size > len(labels):
+        raise ValueError(f"batch_size {recipe.batch_size} is larger than the data: {len(labels)} images.")
+    steps, optimizer = len(labels) // recipe.batch_size, make_optimizer(model, recipe)
     history = [] if checkpoint is None else checkpoint.load(model, optimizer, asdict(recipe))
     title = progress if isinstance(progress, str) else type(model).__name__
-    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
-    with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar, memory_kept():
+    with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
         for epoch in range(len(history), recipe.epochs):
-            start, generator = time.perf_counter(), seeded(recipe.seed, epoch)
-            order = torch.randperm(len(labels), generator=generator).to(device)
-            loss_sum, right = torch.zeros(2, device=device, dtype=wide)
+            start = time.perf_counter()
             model.train()
-            with torch.random.fork_rng():
-                torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # for dropout, where there is any
-                for step in range(steps):
-                    chosen = order[step * size : (step + 1) * size]
-                    for group in optimizer.param_groups:
-                        group["lr"] = recipe.rate * _schedule(recipe.schedule, (epoch + step / steps) / recipe.epochs)
-                    inputs, targets = batch(chosen, generator), labels[chosen]
-                    with cast:
-                        logits = model(inputs)
-                    loss = cross_entropy(logits, targets, recipe.label_smoothing)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if recipe.clip is not None:
-                        clip_gradients(model, recipe.clip)
-                    optimizer.step()
-                    networks = logits.numel() // (len(targets) * logits.shape[-1])
-                    loss_sum += loss.detach() / networks
-                    right += (logits.detach().argmax(-1).view(size, -1) == targets.view(size, -1)).to(wide).mean()
-                    bar.update()
-            row = {"epoch": epoch + 1, "loss": loss_sum.item() / steps, "train_accuracy": right.item() / steps}
-            row |= {"rate": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
+            with _RANDOM, torch.random.fork_rng():
+                loss, right = _epoch(model, optimizer, batch, labels, recipe, epoch, bar.update)
+            row = {"epoch": epoch + 1, "loss": loss, "train_accuracy": right, "rate": optimizer.param_groups[0]["lr"]}
+            row |= {"seconds": time.perf_counter() - start}
             row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
             history.append(row)
-            bar.set_postfix(epoch=epoch + 1, loss=f"{row['loss']:.3f}", accuracy=f"{row['train_accuracy']:.1%}")
+            bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", accuracy=f"{right:.1%}")
             if checkpoint is not None:
                 checkpoint.save(model, optimizer, asdict(recipe), history)
     return pd.DataFrame(history)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def _epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    labels: Tensor,
+    recipe: Recipe,
+    epoch: int,
+    after_step: Callable[[], object],
+) -> tuple[float, float]:
+    """One pass over the images, in an order of its own: mean loss and training accuracy, over networks too."""
+    device, size = labels.device, recipe.batch_size
+    steps, generator = len(labels) // size, seeded(recipe.seed, epoch)
+    order = torch.randperm(len(labels), generator=generator, device="cpu").to(device)
+    torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))  # for dropout, if there is any
+    cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
+    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
+    loss_sum, right = torch.zeros(2, device=device, dtype=wide)  # read once, after the last step
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * _schedule(recipe.schedule, (epoch + step / steps) / recipe.epochs)
+        chosen = order[step * size : (step + 1) * size]
+        inputs, targets = batch(chosen, generator), labels[chosen]
+        with cast:
+            logits = model(inputs)
+        loss = cross_entropy(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.detach() / (logits.numel() // (size * logits.shape[-1]))  # the mean over networks
+        right += (logits.detach().argmax(-1).view(size, -1) == targets.view(size, -1)).to(wide).mean()
+        after_step()
+    return loss_sum.item() / steps, right.item() / steps
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits, (B,) or (B, N) labels → a scalar.
 
     A mean over networks would divide every local gradient by N.
@@ -276,38 +280,24 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     networks = logits.numel() // (len(labels) * logits.shape[-1])
     each = labels.view(len(labels), -1).expand(-1, networks).reshape(-1)
-    return networks * F.cross_entropy(logits.reshape(len(each), -1), each, label_smoothing=label_smoothing)
-
-
-def clip_gradients(model: nn.Module, most: float) -> None:
-    """Scale the gradient of each network so that its norm is at most `most`.
-
-    Local CNNs are clipped one by one, also where they share a grouped module; any other model as a whole.
-    """
-    networks = list(model.networks) if isinstance(model, LocalCNNs) else [model]
-    for network in networks:
-        groups = network.groups if isinstance(network, Backbone) else 1
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        apart = [g.unflatten(0, (groups, -1)) if g.ndim else g.view(1, 1) for g in gradients]
-        norm = torch.stack([g.flatten(1).square().sum(1) for g in apart]).sum(0).sqrt()  # (groups,)
-        scale = (most / (norm + 1e-6)).clamp(max=1)
-        for g in apart:
-            g.mul_(scale.view(-1, *(1,) * (g.ndim - 1)))
+    return networks * F.cross_entropy(logits.reshape(len(each), -1), each)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser of a recipe; weight decay is for weights of two or more axes alone."""
     weights = [p for p in model.parameters() if p.requires_grad]
+    if not weights:
+        raise ValueError(f"there is nothing to train: all weights of the {type(model).__name__} are frozen.")
     groups = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = {"fused": True} if weights[0].device.type in ("cuda", "cpu") else {}
+    options = {"fused": True} if weights[0].device.type in ("cuda", "cpu") else {}
     if recipe.optimizer == "sgd":
-        nesterov = recipe.momentum > 0
-        return torch.optim.SGD(groups, recipe.rate, momentum=recipe.momentum, nesterov=nesterov, **fused)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(groups, recipe.rate, **fused)
+        options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(groups, recipe.rate, **options)
 
 
 def _schedule(kind: str, t: float, rise: float = 0.2) -> float:
@@ -321,66 +311,11 @@ def _schedule(kind: str, t: float, rise: float = 0.2) -> float:
     return 0.5 * (1 + math.cos(math.pi * t))
 
 
-# ── device, precision, randomness ─────────────────────────────────────────────────────────────────────────────
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device of a recipe; "auto" is cuda, else mps, else cpu."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if checks.one_of("device", name, DEVICES) == "auto":
-        name = next(kind for kind, present in there.items() if present)
-    if not there[name]:
-        raise ValueError(f"device {name!r} is not there; present: {', '.join(k for k, v in there.items() if v)}.")
-    return torch.device(name)
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 where the device computes it in hardware.
-
-    Raises:
-        ValueError: bf16 is asked of a device that does not support it.
-    """
-    supported = {"cuda": torch.cuda.is_bf16_supported, "cpu": lambda: True}.get(device.type, lambda: False)()
-    if checks.one_of("precision", name, PRECISIONS) == "auto":
-        return "bf16" if supported and _bf16_is_fast(device) else "fp32"
-    if name == "bf16" and not supported:
-        raise ValueError(f"precision 'bf16' is not supported on device {device.type!r}; allowed: 'auto', 'fp32'.")
-    return name
-
-
-def _bf16_is_fast(device: torch.device) -> bool:
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return torch.cuda.get_device_capability(device)[0] >= 8
-
-
-def autocast(device: torch.device, precision: str, dtype: torch.dtype) -> torch.autocast:
-    """A context with bf16 computing, where `precision` says so and the weights are fp32.
-
-    Enter it anew for each step: inside, autocast keeps bf16 copies of the weights.
-    """
-    bf16 = choose_precision(precision, device) == "bf16" and dtype == torch.float32
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
-def seeded(*entropy: int) -> torch.Generator:
-    """A CPU generator from a few whole numbers, the same on every machine."""
-    mixed = 0
-    for number in entropy:
-        mixed = (mixed * 1_000_003 + number + 0x9E3779B9) % 2**63
-    return torch.Generator().manual_seed(mixed)
-
-
 def progress_bar(title: str, total: int | None, done: int = 0, shown: bool = True, **options: Any):
-    """A tqdm bar that goes when it ends; silent with `shown=False` or the environment variable DDLIB_PROGRESS=0.
-
-    In a notebook it goes to stdout: what comes on stderr is set on red there, and leaves an empty line behind.
-    `options` are tqdm's own.
-    """
+    """A tqdm bar that goes when it ends; silent with `shown=False` or the environment variable DDLIB_PROGRESS=0."""
     from tqdm import tqdm
 
     quiet = not shown or os.environ.get("DDLIB_PROGRESS") == "0"
-    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # a notebook sets stderr on red
     chosen = {"disable": quiet, "leave": False, "mininterval": 0.5, "file": file} | options
     return tqdm(total=total, initial=done, desc=title, **chosen)

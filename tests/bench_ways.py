@@ -18,16 +18,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from ddlib.allocator import memory_kept
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddlib.allocator import memory_kept
 from ddlib.cost import training_time as bench
+from ddlib.devices import autocast, choose_device
 from ddlib.engines import process_pool, train_local
 from ddlib.files import write_atomically
 from ddlib.images import prepare
 from ddlib.local import LocalCNNs
-from ddlib.training import autocast, choose_device, cross_entropy
+from ddlib.training import cross_entropy
 
 REPEATS, STEPS = 5, 12
 RATE = 0.01

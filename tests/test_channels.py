@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import made_up
 from helpers import apart, assert_other_state, assert_same_state, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 import ddlib
 from ddlib import Decomposition, Experiment, LocalCNNs, Recipe, fit, train_local
 from ddlib.backbones import BACKBONES, VGG9, Backbone
-from ddlib.channels import bounds, compose, feature_maps, shares, side_by_side, split
+from ddlib.channels import bounds, compose, feature_maps, shares, split
 from ddlib.images import prepare
 
 KINDS = [("vgg9", 2), ("resnet20", 2), ("resnet32", 2), ("mobilenet_v2", 2)]
@@ -102,6 +101,23 @@ def partitions(draw, kind, most=3):
 
 
 # ── the composed network is its sub-networks ──────────────────────────────────────────────────────────────────
+
+
+def side_by_side(subs, windows):
+    """Sub-networks as local CNNs, each on its window."""
+    first = subs[0]
+    size = {"in_channels": first.in_channels, "num_classes": first.num_classes, "width": first.width * len(subs)}
+    with torch.random.fork_rng():
+        local = LocalCNNs(type(first), windows, **size, local_width=first.width)
+    local.to(next(first.parameters()).device, next(first.parameters()).dtype).train(first.training)
+    for index, sub in enumerate(subs):
+        local.load_subnet(index, sub)
+    return local
+
+
+def whole(shape):
+    """Two windows, each the whole image."""
+    return Decomposition.regions(shape, {name: [(0, n) for n in shape] for name in ("one", "two")})
 
 
 @every_kind
@@ -227,7 +243,6 @@ def test_neither_draws_random_numbers():
     net = family("vgg9", 2, [4])[0]
     before = torch.get_rng_state()
     compose(split(net, 2))
-    side_by_side(split(net, 2), (8, 8))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -235,7 +250,7 @@ def test_neither_draws_random_numbers():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_precision_and_device_are_kept(dtype, device):
     subs = [sub.to(device) for sub in family("vgg9", 2, [2, 2], dtype=dtype)]
-    for net in (compose(subs), *split(compose(subs), 2), side_by_side(subs, (8, 8))):
+    for net in (compose(subs), *split(compose(subs), 2)):
         assert {(t.dtype, t.device.type) for t in (*net.parameters(), *net.buffers()) if t.ndim} == {(dtype, device)}
 
 
@@ -347,7 +362,7 @@ def test_bounds_hold_after_a_few_training_steps(kind, dims):
 
 def on_real_data(data, kind, width, size, recipe):
     net = ddlib.backbones.build(kind, data.channels, data.num_classes, width)
-    local = side_by_side(split(net, 2), data.image_shape)
+    local = side_by_side(split(net, 2), whole(data.image_shape))
     ddlib.train_local(local, data.few(size), recipe, progress=False)
     subs = [local.subnet(i).eval() for i in range(2)]
     x, labels = prepare(data.test.images[:500], data.test), data.test.labels[:500]
@@ -374,7 +389,9 @@ def test_cifar10():
 # ── training the sub-networks ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("windows", [(12, 12), Decomposition.grid((12, 12), (1, 2), 2)], ids=["whole", "windows"])
+@pytest.mark.parametrize(
+    "windows", [whole((12, 12)), Decomposition.grid((12, 12), (1, 2), 2)], ids=["whole", "windows"]
+)
 @pytest.mark.parametrize("kind", ["vgg9", "resnet20"])
 def test_every_engine_trains_them_alike(kind, windows, tiny):
     subs = family(kind, 2, [2, 2], channels=3, classes=4)
@@ -392,14 +409,6 @@ def test_every_engine_trains_them_alike(kind, windows, tiny):
     whole = compose(together).eval()
     assert apart(whole(x), average([together.subnet(i).eval() for i in range(2)], x)) < 1e-9  # on whole images
     ddlib.fit(whole, tiny, QUICK, progress=False)
-
-
-def test_volumes_and_backbones_of_ones_own(tiny3d):
-    local = side_by_side(family("cnn3d", 3, [2, 2], channels=1), tiny3d.image_shape)
-    assert compose(local).width == 4
-    other = side_by_side([Narrow(3, 4, 2), Narrow(3, 4, 2)], (12, 12))
-    ddlib.train_local(other, made_up((12, 12), 3, 32, 16), QUICK, progress=False)
-    assert compose(other).width == 4
 
 
 def test_shares(tiny):
@@ -516,9 +525,6 @@ BAD = {
         lambda: compose([net("mobilenet_v2", w) for w in (1, 9)]),
         "'features.3' .* another at width 1 than at 10",
     ),
-    "unequal side by side": (lambda: side_by_side([net(), net(width=3)], (8, 8)), r"widths \[4, 3\] .* do not fit"),
-    "too few windows": (lambda: side_by_side([net()] * 3, Decomposition.grid((8, 8), (1, 2))), "do not fit"),
-    "windows of volumes": (lambda: side_by_side([net()] * 2, (8, 8, 8)), "on 2 axes do not fit"),
     "logits": (lambda: bounds(torch.zeros(3, 4), torch.zeros(3).long()), r"needs logits \(n, P, K\)"),
     "labels": (lambda: bounds(torch.zeros(3, 2, 4), torch.zeros(2).long()), r"got \(3, 2, 4\), \(2,\)"),
 }

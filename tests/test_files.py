@@ -63,18 +63,25 @@ def test_tensors_come_back(tmp_path):
     assert {k: found[k] for k in ("history", "text", "none")} == {k: content[k] for k in ("history", "text", "none")}
 
 
-def test_every_changed_byte_is_found(tmp_path):
-    path = files.save_tensors(tmp_path / "x.pt", {"a": torch.arange(6)})
-    data = path.read_bytes()
-    for place in [*range(0, 66), *range(66, len(data), 97), len(data) - 1]:
-        path.write_bytes(data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :])
-        with pytest.raises(files.DamagedFile, match=r"x\.pt is damaged") as caught:
-            files.load_tensors(path)
-        assert files.checksum(data.partition(b"\n")[2])[:8] in str(caught.value) or place < 66
-    for length in (0, 10, 64, 65, len(data) - 1):
-        path.write_bytes(data[:length])
+def test_changed_values_and_cut_files_are_found(tmp_path):
+    """Whatever byte changes, what is read is what was written, or the file is damaged."""
+    written = {"a": torch.arange(600), "b": [1.5, "text"]}
+    data = files.save_tensors(tmp_path / "x.pt", written).read_bytes()
+    found = 0
+    for place in range(0, len(data), 41):
+        (tmp_path / "x.pt").write_bytes(data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :])
+        try:
+            read = files.load_tensors(tmp_path / "x.pt")
+        except files.DamagedFile:
+            found += 1
+        else:  # a byte that fills up, or a date
+            assert torch.equal(read["a"], written["a"])
+            assert read["b"] == written["b"]
+    assert found > 4800 // 41  # all bytes of the tensor, at the least
+    for length in (0, 10, 64, len(data) // 2, len(data) - 1):
+        (tmp_path / "x.pt").write_bytes(data[:length])
         with pytest.raises(files.DamagedFile, match=r"x\.pt is damaged"):
-            files.load_tensors(path)
+            files.load_tensors(tmp_path / "x.pt")
 
 
 def test_a_file_that_is_not_there_is_not_a_damaged_one(tmp_path):
@@ -86,19 +93,9 @@ def test_set_aside_never_overwrites(tmp_path):
     for number in range(3):
         path = tmp_path / "model.pt"
         path.write_text(str(number))
-        away = files.set_aside(path)
-        assert away.name == f"model.pt.damaged-{number}"
+        assert files.set_aside(path).name.startswith("model.pt.damaged-")
         assert not path.exists()
-    assert [(tmp_path / f"model.pt.damaged-{n}").read_text() for n in range(3)] == ["0", "1", "2"]
-
-
-def test_a_lock_is_held_by_one_at_a_time(tmp_path):
-    with files.alone(tmp_path / "lock") as first:
-        assert first
-        with files.alone(tmp_path / "lock", wait=False) as second:
-            assert not second
-    with files.alone(tmp_path / "lock", wait=False) as third:
-        assert third
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["0", "1", "2"]
 
 
 def test_checksums(tmp_path):
@@ -133,10 +130,3 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match=r"cannot be written \(Permission denied\)") as caught:
         files.writable_folder(tmp_path)
     assert str(tmp_path) in str(caught.value)
-
-
-def test_relative_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
-    before = files.resolve("results/x")
-    monkeypatch.chdir(tmp_path)
-    assert files.resolve("results/x") == before
-    assert files.resolve(tmp_path / "x") == tmp_path / "x"

@@ -24,6 +24,7 @@ from .. import checks
 from ..aggregation import DenseAggregator
 from ..backbones import Backbone, GroupedLinear, build
 from ..decomposition import Decomposition
+from ..devices import choose_device, choose_precision
 from ..engines import train_local
 from ..files import write_atomically
 from ..images import ImageSet, image_set
@@ -31,7 +32,7 @@ from ..local import LocalCNNs
 from ..model import CNNDNN
 from ..study.records import provenance
 from ..study.workers import Workers
-from ..training import RECIPES, Recipe, choose_device, choose_precision, fit, train_aggregator
+from ..training import RECIPES, Recipe, fit, train_aggregator
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import files
 from ..data import sets as datasets
-from ..training import choose_device, choose_precision
+from ..devices import choose_device, choose_precision
 from . import records
 
 ROOM = 10  # GiB that checkpoints and the larger data sets can take

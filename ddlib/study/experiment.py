@@ -12,9 +12,10 @@ from .. import checks, files
 from ..backbones import BACKBONES
 from ..data.sets import DATASETS, check_options, load_dataset
 from ..decomposition import Decomposition, parse_grid
+from ..devices import PRECISIONS, choose_precision
 from ..engines import ENGINES
 from ..images import ImageSet
-from ..training import PRECISIONS, RECIPES, Recipe, choose_precision
+from ..training import RECIPES, Recipe
 from . import records
 from .stages import CHANNELS, STRATEGIES, Stages
 

@@ -15,12 +15,13 @@ from .. import channels
 from ..aggregation import DenseAggregator, average_probability, importance, majority_vote
 from ..backbones import build, count_parameters
 from ..decomposition import Decomposition
+from ..devices import choose_device, choose_precision
 from ..engines import train_local
 from ..images import ImageSet, Split
 from ..local import LocalCNNs
 from ..model import CNNDNN, BothLevels
 from ..ranks import from_first, train_coherent
-from ..training import Recipe, accuracy, choose_device, choose_precision, fit, predict, train_aggregator
+from ..training import Recipe, accuracy, fit, predict, train_aggregator
 from . import records
 
 if TYPE_CHECKING:

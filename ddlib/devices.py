@@ -1,0 +1,56 @@
+"""Where and in which precision to compute, and random numbers that are the same on every machine."""
+
+import torch
+
+from . import checks
+
+PRECISIONS = ("auto", "fp32", "bf16")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a recipe; "auto" is cuda, else mps, else cpu."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if checks.one_of("device", name, DEVICES) == "auto":
+        name = next(kind for kind, present in there.items() if present)
+    if not there[name]:
+        raise ValueError(f"device {name!r} is not there; present: {', '.join(k for k, v in there.items() if v)}.")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """ "fp32" or "bf16"; "auto" is bf16 where the device computes it in hardware.
+
+    Raises:
+        ValueError: bf16 is asked of a device that does not support it.
+    """
+    supported = {"cuda": torch.cuda.is_bf16_supported, "cpu": lambda: True}.get(device.type, lambda: False)()
+    if checks.one_of("precision", name, PRECISIONS) == "auto":
+        return "bf16" if supported and _bf16_is_fast(device) else "fp32"
+    if name == "bf16" and not supported:
+        raise ValueError(f"precision 'bf16' is not supported on device {device.type!r}; allowed: 'auto', 'fp32'.")
+    return name
+
+
+def _bf16_is_fast(device: torch.device) -> bool:
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def autocast(device: torch.device, precision: str, dtype: torch.dtype) -> torch.autocast:
+    """A context with bf16 computing, where `precision` says so and the weights are fp32.
+
+    Enter it anew for each step: inside, autocast keeps bf16 copies of the weights.
+    """
+    bf16 = choose_precision(precision, device) == "bf16" and dtype == torch.float32
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def seeded(*entropy: int) -> torch.Generator:
+    """A CPU generator from a few whole numbers, the same on every machine."""
+    mixed = 0
+    for number in entropy:
+        mixed = (mixed * 1_000_003 + number + 0x9E3779B9) % 2**63
+    return torch.Generator().manual_seed(mixed)
