@@ -340,3 +340,17 @@ def test_windows_of_any_size_pass(name, shape):
 def test_a_network_that_cannot_be_is_refused_by_its_value(arguments, told):
     with pytest.raises(ValueError, match=told):
         backbones.build(**({"name": "vgg9", "in_channels": 3, "num_classes": 10, "width": 8} | arguments))
+
+
+def test_weights_for_other_windows_are_refused():
+    """2×2 and 4×1 give tensors of equal shapes."""
+    one, other = (local_cnns("vgg9", Decomposition.grid((12, 12), parts)) for parts in ((2, 2), (4, 1)))
+    with pytest.raises((ValueError, RuntimeError), match="belong to windows"):
+        other.load_state_dict(one.state_dict())
+    local_cnns("vgg9", Decomposition.grid((12, 12), (2, 2)), seed=1).load_state_dict(one.state_dict())
+
+
+def test_images_without_a_batch_axis_are_told():
+    local = local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3)
+    with pytest.raises(ValueError, match=r"images must be a batch .* got \(3, 12, 12\)"):
+        local(torch.zeros(3, 12, 12))

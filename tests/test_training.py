@@ -577,3 +577,38 @@ def test_accuracy_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     assert accuracy(p, torch.tensor([0, 1, 1, 1])) == 0.75
     assert accuracy(torch.stack([p, p.flip(1)], 1), torch.tensor([0, 1, 1, 1])) == [0.75, 0.25]
+
+
+# ── real habits ──
+
+
+def test_nothing_to_train_is_told(tiny):
+    net = vgg().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train: all weights of the VGG9 are frozen"):
+        fit(net, tiny, QUICK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_model_in_half_precision_predicts_and_trains(tiny, dtype):
+    model = two_level().to(dtype)
+    p = predict(model, tiny.test)
+    assert p.dtype == torch.float32
+    assert torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-5)
+    history = fit(model, tiny, replace(QUICK, epochs=1, rate=0.01))
+    assert history["loss"].notna().all()
+    assert {q.dtype for q in model.parameters()} == {dtype}
+
+
+def test_another_default_device_changes_nothing(tiny):
+    """What the library makes is put where the model is, whatever a user's default is."""
+    usual, other = vgg(), vgg()
+    recipe = replace(QUICK, epochs=1, augment=True, device="cpu")
+    fit(usual, tiny, recipe)
+    torch.set_default_device("meta")
+    try:
+        fit(other, tiny, recipe)
+        p = predict(other, tiny.test)
+    finally:
+        torch.set_default_device(None)
+    assert p.device.type == "cpu"
+    assert_same_state(other, usual)
