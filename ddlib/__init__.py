@@ -22,7 +22,7 @@ _HOME = {
     "training": ("RECIPES", "Recipe", "accuracy", "fit", "predict", "train_aggregator"),
     "engines": ("process_pool", "train_local"),
     "ranks": ("train_coherent",),
-    "report.evaluation": ("accuracy_table", "confusion", "epochs_to_reach", "interval", "paired_test", "verdict"),
+    "report.tables": ("accuracy_table", "epochs_to_reach", "interval"),
     "study.records": ("gather", "Record"),
     "study.experiment": ("STRATEGIES", "Experiment"),
     "study.parameters": ("agrees", "points"),
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from .local import LocalCNNs
     from .model import CNNDNN
     from .ranks import train_coherent
-    from .report.evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test, verdict
+    from .report.tables import accuracy_table, epochs_to_reach, interval
     from .study.experiment import STRATEGIES, Experiment
     from .study.parameters import agrees, points
     from .study.records import Record, gather
