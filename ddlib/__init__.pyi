@@ -9,7 +9,7 @@ from .images import ImageSet, Split, image_set
 from .local import LocalCNNs
 from .model import CNNDNN
 from .ranks import train_coherent
-from .report.evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test, verdict
+from .report.tables import accuracy_table, epochs_to_reach, interval
 from .study.experiment import STRATEGIES, Experiment
 from .study.parameters import agrees, points
 from .study.records import Record, gather

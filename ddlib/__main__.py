@@ -160,7 +160,7 @@ def report(options: argparse.Namespace) -> int:
         "plan": options.plan,
         "dataset": options.dataset,
         "backbone": options.backbone,
-    } | ({"published": str(Path(options.published).absolute())} if options.published else {})
+    }
     executed = output / "report.ipynb"
     try:
         papermill.execute_notebook(
@@ -179,7 +179,7 @@ def report(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from .report.evaluation import accuracy_table
+    from .report.tables import accuracy_table
     from .study.parameters import agrees
 
     def read(path: Path) -> pd.DataFrame:
@@ -257,7 +257,6 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--dataset", default="cifar10", help="of the plots (default cifar10)")
     command.add_argument("--backbone", default="vgg9", help="of the plots (default vgg9)")
-    command.add_argument("--published", help="CSV of accuracies of the papers, to show beside ours")
     command.set_defaults(run=report)
 
     command = commands.add_parser("compare", help="hold the tables of a run against committed ones")

@@ -30,7 +30,7 @@ nb_ipywidgets_js = {}
 PAGES = {
     "notebooks": [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
     "more": [f"results/{path.stem}" for path in sorted((ROOT / "results").glob("*.md"))]
-    + ["docs/cluster"]
+    + ["docs/verdicts", "docs/cluster"]
     + [path.stem for path in sorted(ROOT.glob("*.md")) if path.stem != "README"],
 }
 

@@ -1,13 +1,11 @@
-import itertools
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddlib import accuracy_table, confusion, epochs_to_reach, interval, paired_test
+from ddlib import accuracy_table, epochs_to_reach, interval
 
 
 @given(st.integers(1, 500), st.data())
@@ -38,54 +36,6 @@ def test_the_interval_is_wilsons(total, data):
 )
 def test_known_intervals(right, total, expected):
     assert interval(right, total) == pytest.approx(expected, abs=1e-4)
-
-
-def exact(b, c):
-    """Two-sided: both tails of the binomial distribution with one half."""
-    n, k = b + c, min(b, c)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
-def test_paired_test_against_counting(rows):
-    labels, a, b = (list(column) for column in zip(*rows, strict=True))
-    found = paired_test(labels, np.array(a), b)
-    only_a = sum(x == y != z for y, x, z in rows)
-    only_b = sum(z == y != x for y, x, z in rows)
-    assert (found.n, found.only_a, found.only_b) == (len(rows), only_a, only_b)
-    share = [sum(x == y for x, y in zip(c, labels, strict=True)) / len(rows) for c in (a, b)]
-    assert found.difference == pytest.approx(share[0] - share[1])
-    assert found.p_value == pytest.approx(exact(only_a, only_b))
-    swapped = paired_test(labels, b, a)
-    assert swapped.p_value == pytest.approx(found.p_value)
-    assert swapped.difference == pytest.approx(-found.difference)
-
-
-@pytest.mark.parametrize(("b", "c", "p"), [(1, 9, 0.021484375), (0, 5, 0.0625), (5, 5, 1.0), (0, 0, 1.0)])
-def test_known_paired_tests(b, c, p):
-    labels = np.zeros(20, dtype=int)
-    first, second = labels.copy(), labels.copy()
-    second[:b], first[b : b + c] = 1, 1
-    first[15:], second[15:] = 1, 2  # both wrong: of no account
-    assert paired_test(labels, first, second) == pytest.approx((20, b, c, (b - c) / 20, p))
-
-
-def test_arrays_of_other_lengths_are_refused():
-    with pytest.raises(ValueError, match=r"\(3,\), \(3,\), \(2,\)"):
-        paired_test([0, 1, 2], [0, 1, 2], [0, 1])
-    with pytest.raises(ValueError, match="one length"):
-        paired_test([[0]], [[0]], [[0]])
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
-def test_confusion_against_counting(pairs):
-    labels, predicted = (np.array(column) for column in zip(*pairs, strict=True))
-    table = confusion(labels, predicted, 5)
-    assert table.shape == (5, 5)
-    for i, j in itertools.product(range(5), range(5)):
-        assert table[i, j] == pairs.count((i, j))
-    assert table.sum(1).tolist() == np.bincount(labels, minlength=5).tolist()
-    assert table.sum(0).tolist() == np.bincount(predicted, minlength=5).tolist()
 
 
 def test_epochs_to_reach():
@@ -130,3 +80,10 @@ def test_rows_of_the_accuracy_table_stand_in_the_order_of_the_frame():
     assert accuracy_table(pd.DataFrame(rows)).reset_index()[["grid", "overlap"]].to_numpy().tolist() == [
         list(place) for place in places
     ]
+
+
+def test_the_accuracy_table_names_epochs_and_augmentation():
+    point = {"dataset": "d", "backbone": "b", "width": 8, "grid": "2x2", "overlap": 0, "strategy": "vote", "seed": 0}
+    rows = [{**point, "epochs": e, "augment": a, "test_accuracy": 0.5} for e in (6, 12) for a in ("yes", "no")]
+    table = accuracy_table(pd.DataFrame(rows)).reset_index()
+    assert table[["epochs", "augment"]].to_numpy().tolist() == [[6, "yes"], [6, "no"], [12, "yes"], [12, "no"]]

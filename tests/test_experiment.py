@@ -325,7 +325,7 @@ def test_gather_follows_the_records(everything, saved, tmp_path):
     other.rows = [row | {"seed": 7} for row in everything.rows]
     other.save(tmp_path / "deeper" / "down")
     frame = gather(tmp_path)
-    assert list(frame) == [*records.ROW, "variant", "settings", "record", "outdated", "computed", "commit"]
+    assert list(frame) == [*records.ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
     assert len(frame) == 20
     assert set(frame["record"]) == {everything.name, other.name}
     assert not frame["outdated"].any()
@@ -345,7 +345,7 @@ def test_gather_follows_the_records(everything, saved, tmp_path):
 def test_gather_of_nothing(tmp_path):
     frame = gather(tmp_path)
     assert len(frame) == 0
-    assert list(frame) == [*records.ROW, "variant", "settings", "record", "outdated", "computed", "commit"]
+    assert list(frame) == [*records.ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
 
 
 def test_gather_of_a_damaged_record_is_an_error(saved):

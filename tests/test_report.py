@@ -10,51 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddlib import Experiment, files, gather
-from ddlib.report import claims
 from ddlib.report import tables as report
 from ddlib.study.stages import seconds
-
-
-def test_published_values_stand_beside_ours(tmp_path):
-    found = [record_of({"transfer": 0.8 + 0.01 * seed, "vote": 0.5, "global": 0.9}, seed) for seed in range(2)]
-    file = tmp_path / "published.csv"
-    head = "# copied by hand\ndataset,backbone,grid,overlap,strategy,test_accuracy,source\n"
-    rows = [
-        "digits,vgg9,2x2,0,transfer,83.1,P1 #2",
-        "digits,vgg9,8x8,0,vote,70,P1",
-        'digits,vgg9,2X2,0,vote,70,"P1, 3"',
-    ]
-    more = record_of({"global": 0.5}, channel_parts=2, grid="1x1", train_size=100)
-    frame = gather([*found, record_of({"vote": 0.6, "global": 0.9}, epochs=24), more])  # P3's networks are others
-    file.write_text(
-        "\ufeff" + head + "\n".join([*rows, "digits,vgg9,,,global,95,P1"]) + "\n"
-    )  # with the mark that spreadsheets write
-    table = report.published(file, frame)
-    assert table["published, %"].tolist() == [83.1, 70, 70, 70, 95, 95]
-    ours = ["80.5 ± 0.7 (2)", "not run", "50.0 ± 0.0 (2)", "60.0", "90.0 ± 0.0 (2)", "90.0"]
-    assert table["ours, %"].tolist() == ours
-    assert table["source"].tolist() == ["P1 #2", "P1", "P1, 3", "P1, 3", "P1", "P1"]
-    for row, told in {
-        "digits,vgg9,2x2,0,transfer,183,P1": r"row 1: test_accuracy must be .* at most 100, got 183",
-        "digits,vgg9,2x2,0,transfer,,P1": "row 1: test_accuracy must be a number, got ''",
-        "digit,vgg9,2x2,0,transfer,83,P1": "unknown data set 'digit'",
-        "digits,vgg,2x2,0,transfer,83,P1": "unknown backbone 'vgg'",
-        "digits,vgg9,two,0,transfer,83,P1": "a grid is written like '2x2'",
-        "digits,vgg9,2x2,0.5,transfer,83,P1": "overlap must be a whole number ≥ 0, got 0.5",
-        "digits,vgg9,2x2,0,transfer,0.83,P1": r"test_accuracy is in %, got 0.83",
-        "digits,vgg9,2x2,0,ensemble,83,P1": "unknown strategy 'ensemble'",
-        "digits,vgg9,2x2,0,transfer,83,P1, table 2": "7 fields are needed, got 8; quote a field",
-    }.items():
-        file.write_text(head + row + "\n")
-        with pytest.raises(ValueError, match=told):
-            report.published(file, frame)
-    for wrong in ("dataset,accuracy\n", ""):
-        file.write_text(wrong)
-        with pytest.raises(ValueError, match="must have the columns dataset, backbone"):
-            report.published(file, frame)
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        report.published(tmp_path / "missing.csv", frame)
-    assert report.published("results/published.csv", frame).empty
 
 
 def test_the_training_time_table_says_what_a_local_cnn_takes_alone():
@@ -185,12 +142,3 @@ def test_committed_tables_are_those_of_the_records_beside_them(path):
     frame = frame[frame["record"].isin(table["record"]) & frame["strategy"].isin(table["strategy"])]
     one, other = (t.set_index(rows)[figures].sort_index() for t in (table, frame))
     pd.testing.assert_frame_equal(one, other, check_index_type=False)
-
-
-@pytest.mark.parametrize("path", committed("differences"))
-def test_committed_differences_are_those_of_the_records_beside_them(path):
-    columns = ["difference", "low", "high"]
-    judged = claims.judge(report.read([path.parent]))
-    judged, table = judged.loc[judged["claim"] == "C6", columns], pd.read_csv(path)[columns]
-    one, other = (t.sort_values(columns, ignore_index=True) for t in (table, judged))
-    pd.testing.assert_frame_equal(one, other)

@@ -1,4 +1,4 @@
-"""The pictures, drawn from decompositions, images and records; colours that colour-blind readers can tell apart."""
+"""The pictures, drawn from decompositions, images, records and tables; legible in grey and to the colour-blind."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,20 +12,19 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from ..backbones import Backbone
 from ..decomposition import Bounds, Decomposition
 from ..images import Split
 from ..model import CNNDNN
-from ..study.stages import seconds
+from ..study.stages import SEVERAL, seconds
 from ..training import predict
-from .evaluation import interval
+from .tables import interval, most_frequent, pareto
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's palette; the marker tells the strategies apart in grey print as well.
+# A colour (Okabe and Ito's) and a marker a strategy, the same in all figures; the marker tells them apart in grey.
 STYLE = {
     "global": ("#000000", "s"),
     "local": ("#999999", "."),
@@ -43,12 +42,20 @@ WINDOWS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 # what figures and tables for print call data sets, backbones and strategies
 NAMES = {
-    **{"cifar10": "CIFAR-10", "tf_flowers": "TF-Flowers", "mosmed": "MosMedData", "lidc_nodules": "lung nodules"},
-    **{"adrenalmnist3d": "adrenal glands", "nodulemnist3d": "NoduleMNIST3D", "organmnist3d": "OrganMNIST3D"},
-    **{"vgg9": "VGG9", "resnet20": "ResNet20", "resnet32": "ResNet32", "mobilenet_v2": "MobileNetV2"},
-    **{"cnn3d": "3-D CNN", "cnn-dnn": "CNN-DNN"},
+    "cifar10": "CIFAR-10",
+    "tf_flowers": "TF-Flowers",
+    "lidc_nodules": "lung nodules",
+    "adrenalmnist3d": "adrenal glands",
+    "vgg9": "VGG9",
+    "resnet20": "ResNet20",
+    "resnet32": "ResNet32",
+    "mobilenet_v2": "MobileNetV2",
+    "cnn3d": "3-D CNN",
+    "cnn-dnn": "CNN-DNN",
 }
-PARTS = (("#D55E00", "o"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"))  # numbers of sub-networks
+
+
+# ── any figure ──
 
 
 def use_style() -> None:
@@ -77,23 +84,36 @@ def named(*words: str) -> str:
     return ", ".join(NAMES.get(word, word) for word in words)
 
 
+def cut(grid: str, overlap: int) -> str:
+    """A decomposition in words: "2×2, δ = 4"."""
+    return grid.replace("x", "×") + (f", δ = {overlap}" if overlap else "")
+
+
 def save(figure: Figure, folder: Path | None, name: str) -> None:
     """Write NAME.png and NAME.pdf below folder/figures; nothing where folder is None."""
     if folder is not None:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for kind in ("png", "pdf"):
-            figure.savefig(
-                folder / "figures" / f"{name}.{kind}", metadata={"CreationDate": None} if kind == "pdf" else {}
-            )
+        figure.savefig(folder / "figures" / f"{name}.png")
+        figure.savefig(folder / "figures" / f"{name}.pdf", metadata={"CreationDate": None})
 
 
 def one_legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
     """The legends of several axes as one below them, each label once."""
-    told = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    lines = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     for ax in axes:
         if ax.get_legend() is not None:
             ax.get_legend().remove()
-    figure.legend(told.values(), told, loc="outside lower center", ncols=columns, fontsize=8)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=columns, fontsize=8)
+
+
+# ── images and windows ──
+
+
+def bare(ax: Axes) -> None:
+    """No ticks, no grid: an image speaks for itself."""
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
 
 
 def image(ax: Axes, picture: Any, title: str = "") -> None:
@@ -108,11 +128,16 @@ def image(ax: Axes, picture: Any, title: str = "") -> None:
     bare(ax)
 
 
-def bare(ax: Axes) -> None:
-    """No ticks, no grid: an image speaks for itself."""
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
+def field(ax: Axes, values: Any, label: str, title: str = "", **limits: float) -> None:
+    """A number for each pixel (H, W), with a colour bar; of a volume, its middle slice."""
+    values = np.asarray(values)
+    values = values[..., values.shape[-1] // 2] if values.ndim == 3 else values
+    shown = ax.imshow(values, cmap="cividis", interpolation="nearest", **limits)
+    bar = ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.8)
+    if np.issubdtype(values.dtype, np.integer):
+        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title(title)
+    bare(ax)
 
 
 def windows(ax: Axes, decomposition: Decomposition, picture: Any = None, title: str = "", names: bool = False) -> None:
@@ -125,18 +150,50 @@ def windows(ax: Axes, decomposition: Decomposition, picture: Any = None, title: 
         image(ax, picture, title)
     height, width = decomposition.image_shape[:2]
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), title=title)
-    for i, (((top, bottom), (left, right)), behind) in enumerate(_flat(decomposition).items()):
+    for i, ((top, bottom), (left, right)) in enumerate(_flat(decomposition)):
         inset = 0.012 * min(height, width) * (i % 4)
         box = (left - 0.5 + inset, top - 0.5 + inset), right - left - 2 * inset, bottom - top - 2 * inset
-        colour = WINDOWS[i % len(WINDOWS)]
         ax.add_patch(Rectangle(*box, fill=False, edgecolor="white", linewidth=3.2))
-        ax.add_patch(Rectangle(*box, fill=False, edgecolor=colour, linewidth=1.8))
-        if names:
-            spot = (left + right) / 2 - 0.5, (top + bottom) / 2 - 0.5
-            label = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": 0.85}
-            text = "\n".join(decomposition.names[k] for k in behind)
-            ax.text(*spot, text, ha="center", va="center", fontsize=8, bbox=label)
+        ax.add_patch(Rectangle(*box, fill=False, edgecolor=WINDOWS[i % len(WINDOWS)], linewidth=1.8))
+    if names:
+        _write(ax, decomposition, decomposition.names)
     bare(ax)
+
+
+def by_window(shown: Mapping[str, tuple[Decomposition, Any]], label: str, test_images: int | None = None) -> Figure:
+    """A number a window, in %, drawn there and as colour; a panel each, one scale of colours for all.
+
+    Args:
+        shown: title → decomposition and shares (N,) or (seeds, N), of which the mean is drawn: of a volume, along the
+            depth, and the numbers from front to back.
+        label: of the colour bar.
+        test_images: of which the shares are accuracies: the colours then span five points and four standard errors of
+            a single accuracy at the least, so that noise does not look like a finding; else they begin at 0.
+    """
+    percent = {title: 100 * np.atleast_2d(shares).mean(0) for title, (_, shares) in shown.items()}
+    painted = {title: np.asarray(dec.paint(percent[title])) for title, (dec, _) in shown.items()}
+    painted = {title: values.mean(-1) if values.ndim == 3 else values for title, values in painted.items()}
+    low, high = min(np.nanmin(x) for x in painted.values()), max(np.nanmax(x) for x in painted.values())
+    if test_images is None:
+        low = min(low, 0)
+    else:
+        share = np.concatenate([*percent.values()]).mean() / 100
+        missing = max(5, 400 * np.sqrt(share * (1 - share) / test_images)) - (high - low)
+        low, high = low - max(missing, 0) / 2, high + max(missing, 0) / 2
+    scale = ScalarMappable(Normalize(low, high), cmap="cividis")
+    columns = 2 if len(shown) == 4 else min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns + 0.8, 2.4 * rows), squeeze=False)
+    for ax in axes.flat[len(shown) :]:
+        ax.axis("off")
+    for ax, (title, (decomposition, _)) in zip(axes.flat, shown.items(), strict=False):
+        ax.imshow(painted[title], norm=scale.norm, cmap=scale.cmap)
+        ax.set_title(title, fontsize=9)
+        bare(ax)
+        if len(_flat(decomposition)) <= 16:  # or they would not be legible
+            _write(ax, decomposition, [f"{value:.1f}" for value in percent[title]])
+    figure.colorbar(scale, ax=axes, label=label, shrink=0.8)
+    return figure
 
 
 def _flat(decomposition: Decomposition) -> dict[Bounds, list[int]]:
@@ -147,197 +204,12 @@ def _flat(decomposition: Decomposition) -> dict[Bounds, list[int]]:
     return found
 
 
-def field(ax: Axes, values: Any, label: str, title: str = "", cmap: str = "cividis", **limits: float) -> None:
-    """A number for each pixel (H, W), with a colour bar; of a volume, its middle slice."""
-    values = np.asarray(values)
-    values = values[..., values.shape[-1] // 2] if values.ndim == 3 else values
-    shown = ax.imshow(values, cmap=cmap, interpolation="nearest", **limits)
-    bar = ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.8)
-    if np.issubdtype(values.dtype, np.integer):
-        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_title(title)
-    bare(ax)
-
-
-def local_accuracy(shown: Mapping[str, tuple[Decomposition, Any]], test_images: int) -> Figure:
-    """Test accuracy of each local CNN, in %, drawn on its window; `shown` as in `importance`.
-
-    The colours span five points and four standard errors of a single accuracy over the test images at the least, so
-    that noise does not look like a finding.
-    """
-    figure, scale = _by_window(shown, "test accuracy (%)")
-    low, high = scale.get_clim()
-    share = np.concatenate([np.atleast_2d(values).mean(0) for _, values in shown.values()]).mean()
-    wider = max(0.0, max(5, 400 * np.sqrt(share * (1 - share) / test_images)) - (high - low)) / 2
-    scale.set_clim(low - wider, high + wider)
-    return figure
-
-
-def importance(shown: Mapping[str, tuple[Decomposition, Any]], picture: Any = None) -> Figure:
-    """Test accuracy, in points, that the dense network loses without a subdomain; a panel each, one scale for all.
-
-    Title → decomposition and shares (N,) or (seeds, N), of which the mean is drawn: of a volume, along the depth, and
-    the numbers from front to back.  Over a test image (C, *shape), where one is given.
-    """
-    figure, scale = _by_window(shown, "points of test accuracy", picture)
-    scale.set_clim(vmin=min(0, scale.get_clim()[0]))
-    return figure
-
-
-def _by_window(
-    shown: Mapping[str, tuple[Decomposition, Any]], label: str, picture: Any = None
-) -> tuple[Figure, ScalarMappable]:
-    """The figure of `importance`, with the scale of colours that its panels share, from the lowest to the highest."""
-    percent = {title: 100 * np.atleast_2d(shares).mean(0) for title, (_, shares) in shown.items()}
-    painted = {title: _painted(cuts, percent[title]) for title, (cuts, _) in shown.items()}
-    ends = min(np.nanmin(x) for x in painted.values()), max(np.nanmax(x) for x in painted.values())
-    scale = ScalarMappable(Normalize(*ends), cmap="cividis")
-    columns = 2 if len(shown) == 4 else min(len(shown), 3)
-    rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns + 0.8, 2.4 * rows), squeeze=False)
-    for ax in axes.flat[len(shown) :]:
-        ax.axis("off")
-    for ax, (title, (cuts, _)) in zip(axes.flat, shown.items(), strict=False):
-        if picture is not None:
-            grey = np.asarray(picture).mean(0, keepdims=True)  # and light: colour and its depth are for the values
-            image(ax, grey)
-            ax.images[0].set_clim(2 * grey.min() - grey.max(), grey.max())
-        ax.imshow(painted[title], norm=scale.norm, cmap=scale.cmap, alpha=1 if picture is None else 0.5)
-        ax.set_title(title, fontsize=9)
-        bare(ax)
-        _numbers(ax, cuts, [f"{one:.1f}" for one in percent[title]])
-    figure.colorbar(scale, ax=axes, label=label, shrink=0.8)
-    return figure, scale
-
-
-def _painted(decomposition: Decomposition, values: Any) -> np.ndarray:
-    """(H, W): the mean over the windows that cover a pixel; of a volume, along the depth as well."""
-    painted = np.asarray(decomposition.paint(values))
-    return painted.mean(-1) if painted.ndim == 3 else painted
-
-
-def _numbers(ax: Axes, decomposition: Decomposition, texts: Sequence[str]) -> None:
-    """A text in each window, those behind one another from front to back; none where they would not be legible."""
-    flat = _flat(decomposition)
-    if len(flat) <= 16:
-        for (rows, columns), behind in flat.items():
-            label = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-            spot = sum(columns) / 2 - 0.5, sum(rows) / 2 - 0.5
-            text = "\n".join(texts[k] for k in behind)
-            ax.text(*spot, text, ha="center", va="center", fontsize=8, bbox=label)
-
-
-def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "") -> None:
-    """Test accuracy in % over decompositions: a column each, a marker a strategy, every seed a point.
-
-    Bars are Wilson's 95 % intervals of a single run over the test images.  Seeds stand side by side, with a line at
-    their mean.
-    """
-    frame = frame[~frame["strategy"].isin(["local", "sub-networks"])]
-    columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
-    there = dict.fromkeys(frame["strategy"])
-    shown = [s for s in STYLE if s in there] + [s for s in there if s not in STYLE]
-    room = min(0.8 / len(shown), 0.2)  # of a strategy
-    for k, strategy in enumerate(shown):
-        colour, marker = STYLE.get(strategy, OTHER)
-        some = frame[frame["strategy"] == strategy]
-        seeds = some.groupby(["grid", "overlap"], sort=False)
-        middle = np.array([columns.index(c) for c in zip(some["grid"], some["overlap"], strict=True)])
-        middle = middle + (k - (len(shown) - 1) / 2) * room
-        count = seeds["strategy"].transform("size")
-        x = middle + 0.8 * room * ((seeds.cumcount() + 0.5) / count - 0.5)
-        y = some["test_accuracy"].to_numpy()
-        low, high = np.array([interval(round(a * test_images), test_images) for a in y]).T
-        bars = 100 * np.array([y - low, high - y])
-        size = 7 if count.max() == 1 else 4
-        ax.errorbar(x, 100 * y, bars, fmt=marker, color=colour, label=named(strategy), markersize=size, elinewidth=1)
-        several, mean = (count > 1).to_numpy(), 100 * seeds["test_accuracy"].transform("mean").to_numpy()
-        ends = middle[several] - 0.45 * room, middle[several] + 0.45 * room
-        ax.hlines(mean[several], *ends, color=colour, linewidth=1.6)
-    ax.set_xticks(range(len(columns)), [f"{grid.replace('x', '×')}\nδ = {overlap}" for grid, overlap in columns])
-    ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)")
-    ax.set_title("\n".join(filter(None, (title, leader(frame)))))
-    ax.set_xlim(-0.5, len(columns) - 0.5)
-    lines = "– mean of seeds" if frame.groupby(["grid", "overlap", "strategy"]).size().max() > 1 else None
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=lines)
-
-
-def leader(frame: "pd.DataFrame") -> str:
-    """What a table of strategies shows, in a line: the highest mean over seeds, however small its lead."""
-    decomposed = frame[~frame["strategy"].isin(["global", "local", "sub-networks"])]
-    means = decomposed.groupby(["grid", "overlap", "strategy"])["test_accuracy"].mean().unstack("strategy")
-    highest = means.ge(means.max(axis=1) - 1e-9, axis=0)
-    times = highest[highest.sum(axis=1) == 1].sum()  # ahead of all others
-    first = " and ".join(named(s) for s in times.index if times[s] == times.max())
-    told = f"highest mean without the global CNN: {first}, in {times.max()} of {len(means)} decompositions"
-    return told if times.max() else ""
-
-
-def confusion(ax: Axes, counts: Any, classes: Sequence[str], title: str = "") -> None:
-    """Confusion matrix (K, K) as shares of each true class, in %."""
-    share = 100 * np.asarray(counts) / np.maximum(np.sum(counts, 1, keepdims=True), 1)
-    shown = ax.imshow(share, cmap="cividis", vmin=0, vmax=100)
-    ax.figure.colorbar(shown, ax=ax, label="share of the true class (%)", shrink=0.8)
-    every = slice(None, None, -(-len(classes) // 20))  # or labels would cover one another
-    ax.set_xticks(range(len(classes))[every], classes[every], rotation=45, ha="right")
-    ax.set_yticks(range(len(classes))[every], classes[every])
-    ax.grid(False)
-    wrong = np.where(np.eye(len(share), dtype=bool), 0, share)
-    true, called = np.unravel_index(wrong.argmax(), wrong.shape)
-    worst = f"worst: {wrong.max():.0f} % of “{classes[true]}” are called “{classes[called]}”" if wrong.any() else ""
-    ax.set(xlabel="predicted class", ylabel="true class", title="\n".join(filter(None, (title, worst))))
-    if len(classes) <= 12:
-        for (i, j), value in np.ndenumerate(share):
-            if value >= 0.5:
-                ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="k" if value > 60 else "w")
-
-
-def convergence(
-    ax: Axes, history: "pd.DataFrame", by: str = "epoch", title: str = "", results: "pd.DataFrame | None" = None
-) -> None:
-    """Test (full line) and training accuracy (dashed) in % of whole models in training, by "epoch" or by "second".
-
-    Columns of `history`: stage, epoch, seconds, train_accuracy, test_accuracy, with all stages of a record; one curve
-    a seed.  By second, every seed at the median pace of all, since the load of a machine is no result; transfer starts
-    after the trainings that it needs.  With the rows of `results` (of `gather`) of the same records, its curve starts
-    at the accuracy of the CNN-DNN, which it is before its first step.
-    """
-    pace = history.groupby(["stage", "epoch"], sort=False, as_index=False).median(numeric_only=True)
-    seeds = history.groupby("seed") if "seed" in history else [(0, history)]
-    for later, (seed, one) in enumerate(seeds):
-        curves = one[one["stage"].isin(["global", "coherent", "transfer"])]
-        for stage, rows in curves.groupby("stage", sort=False):
-            colour, marker = STYLE[stage]
-            before = seconds(pace, "cnn-dnn") if stage == "transfer" and by == "second" else 0.0
-            x = rows["epoch"] if by == "epoch" else before + pace.loc[pace["stage"] == stage, "seconds"].cumsum()
-            test, options = 100 * rows["test_accuracy"], {"color": colour, "linewidth": 1.2}
-            ax.plot(x, 100 * rows["train_accuracy"], "--", **(options | {"linewidth": 0.8}))
-            if stage == "transfer" and results is not None:
-                start = 100 * _reached(results, "cnn-dnn", seed)
-                x, test = [before, *x], [start, *test]
-            ax.plot(x, test, label=None if later else stage, marker=marker, markersize=4, **options)
-            if stage == "transfer" and results is not None:
-                colour, marker = STYLE["cnn-dnn"]
-                label = None if later else f"{named('cnn-dnn')}, start of transfer"
-                ax.plot(before, start, marker, color=colour, label=label, markersize=6, zorder=3)
-    ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on training images, as they pass")
-    told = "epoch (transfer: after the local ones)" if by == "epoch" else "seconds of training, all stages"
-    ax.set(ylabel="accuracy (%)", xlabel=told, title=title)
-    if by == "epoch":
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=8)
-
-
-def _reached(results: "pd.DataFrame", strategy: str, seed: int) -> float:
-    rows = results[results["strategy"] == strategy]
-    return float(rows.loc[rows["seed"] == seed if "seed" in rows else slice(None), "test_accuracy"].mean())
-
-
-def probabilities(ax: Axes, p: Any, classes: Sequence[str], title: str = "", colour: str = "#0072B2") -> None:
-    """One class distribution (K,) as bars."""
-    ax.bar(range(len(classes)), np.asarray(p), color=colour)
-    ax.set_xticks(range(len(classes)), classes, fontsize=7, rotation=90 if max(map(len, classes)) > 2 else 0)
-    ax.set(ylim=(0, 1), title=title, yticks=[0, 1])
+def _write(ax: Axes, decomposition: Decomposition, texts: Sequence[str]) -> None:
+    """A text in each window, those behind one another from front to back."""
+    for (rows, columns), behind in _flat(decomposition).items():
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+        spot = sum(columns) / 2 - 0.5, sum(rows) / 2 - 0.5
+        ax.text(*spot, "\n".join(texts[k] for k in behind), ha="center", va="center", fontsize=8, bbox=box)
 
 
 def method(model: CNNDNN, split: Split, index: int, classes: Sequence[str]) -> Figure:
@@ -351,25 +223,23 @@ def method(model: CNNDNN, split: Split, index: int, classes: Sequence[str]) -> F
     whole = figure.add_subplot(grid[:, 0])
     windows(whole, decomposition, one.images[0], f"image Ω, N = {len(decomposition)} windows")
     for i, part in enumerate(decomposition.cut(one.images[0])[:shown]):
-        (top, bottom), (left, right) = decomposition.bounds[i][:2]
-        place = left + 0.18 * (right - left), top + 0.18 * (bottom - top)
-        label = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-        whole.text(*place, f"Ω$_{{{i + 1}}}$", ha="center", va="center", bbox=label)
-        image(figure.add_subplot(grid[i, 1]), part, "" if i else "windows")
-        figure.axes[-1].set_ylabel(f"Ω$_{{{i + 1}}}$", rotation=0, ha="right", va="center")
+        ax = figure.add_subplot(grid[i, 1])
+        image(ax, part, "" if i else "windows")
+        ax.set_ylabel(f"Ω$_{{{i + 1}}}$", rotation=0, ha="right", va="center")
         _arrow(figure.add_subplot(grid[i, 2]), f"CNN$_{{{i + 1}}}$")
         ax = figure.add_subplot(grid[i, 3])
-        colour = WINDOWS[i % len(WINDOWS)]
-        probabilities(ax, local[i], classes, "" if i else "N · K probabilities", colour)
-        if i < shown - 1:
-            ax.set_xticklabels([])
-    ax.set_xlabel("class")
+        _bars(ax, local[i], classes if i == shown - 1 else [], "" if i else "N · K probabilities", WINDOWS[i])
     _arrow(figure.add_subplot(grid[:, 4]), "DNN")
     best, true = classes[int(final.argmax())], classes[int(one.labels)]
-    answer = figure.add_subplot(grid[:, 5])
-    probabilities(answer, final, classes, f"class “{best}” (true: “{true}”)", "#444444")
-    answer.set_xlabel("class")
+    _bars(figure.add_subplot(grid[:, 5]), final, classes, f"class “{best}” (true: “{true}”)", "#444444")
     return figure
+
+
+def _bars(ax: Axes, p: Any, classes: Sequence[str], title: str, colour: str) -> None:
+    """One class distribution (K,); without classes, its axis has no labels."""
+    ax.bar(range(len(p)), np.asarray(p), color=colour)
+    ax.set_xticks(range(len(classes)), classes, fontsize=7, rotation=90 if max(map(len, classes), default=0) > 2 else 0)
+    ax.set(ylim=(0, 1), title=title, yticks=[0, 1], xlabel="class" if classes else "")
 
 
 def _arrow(ax: Axes, text: str) -> None:
@@ -378,8 +248,99 @@ def _arrow(ax: Axes, text: str) -> None:
     ax.axis("off")
 
 
-def composition(ax: Axes, network: Backbone, layer: str, title: str = "") -> None:
-    """The kernels of a convolution (out, in) as their norms: block diagonal where sub-networks were composed (P3)."""
-    weight = network.get_submodule(layer).weight.detach()
-    field(ax, weight.flatten(2).norm(dim=2).numpy(), "norm of the kernel", title, vmin=0)
-    ax.set(xlabel="input channel", ylabel="output channel")
+# ── tables of records ──
+
+
+def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "") -> None:
+    """Test accuracy in % over decompositions: a column each, a marker a strategy, every seed a point.
+
+    Bars are Wilson's 95 % intervals of a single run over the test images.  Seeds stand side by side, with a line at
+    their mean.
+    """
+    frame = frame[~frame["strategy"].isin(SEVERAL)]
+    columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
+    shown = sorted(dict.fromkeys(frame["strategy"]), key=lambda s: [*STYLE, s].index(s))
+    room = min(0.8 / len(shown), 0.2)  # of a strategy
+    for k, strategy in enumerate(shown):
+        colour, marker = STYLE.get(strategy, OTHER)
+        label = named(strategy)
+        for place, rows in frame[frame["strategy"] == strategy].groupby(["grid", "overlap"], sort=False):
+            middle = columns.index(place) + (k - (len(shown) - 1) / 2) * room
+            x = middle + 0.8 * room * ((np.arange(len(rows)) + 0.5) / len(rows) - 0.5)
+            y = rows["test_accuracy"].to_numpy()
+            low, high = np.array([interval(round(a * test_images), test_images) for a in y]).T
+            look = {"fmt": marker, "color": colour, "markersize": 7 if len(rows) == 1 else 4, "elinewidth": 1}
+            ax.errorbar(x, 100 * y, 100 * np.array([y - low, high - y]), label=label, **look)
+            label = None
+            if len(rows) > 1:
+                ax.hlines(100 * y.mean(), middle - 0.45 * room, middle + 0.45 * room, color=colour, linewidth=1.6)
+    ax.set_xticks(range(len(columns)), [f"{grid.replace('x', '×')}\nδ = {overlap}" for grid, overlap in columns])
+    ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)", xlim=(-0.5, len(columns) - 0.5))
+    ax.set_title(title)
+    several = frame.groupby(["grid", "overlap", "strategy"]).size().max() > 1
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="– mean of seeds" if several else None)
+
+
+def convergence(ax: Axes, history: "pd.DataFrame", results: "pd.DataFrame", by: str = "epoch") -> None:
+    """Test (full line) and training accuracy (dashed) in % of whole models in training, by "epoch" or by "second".
+
+    One curve a seed.  By second, every seed at the median pace of all, since the load of a machine is no result;
+    transfer starts after the trainings that it needs, as the CNN-DNN.
+
+    Args:
+        history: stage, epoch, seconds, train_accuracy, test_accuracy, seed, with all stages of the records.
+        results: rows of `gather` of the same records.
+    """
+    pace = history.groupby(["stage", "epoch"], sort=False, as_index=False).median(numeric_only=True)
+    start = 100 * results[results["strategy"] == "cnn-dnn"].set_index("seed")["test_accuracy"]
+    for (stage, seed), rows in history.groupby(["stage", "seed"], sort=False):
+        if stage not in ("global", "coherent", "transfer"):
+            continue
+        colour, marker = STYLE[stage]
+        label = stage if seed == history["seed"].iloc[0] else None
+        before = seconds(pace, "cnn-dnn") if stage == "transfer" and by == "second" else 0.0
+        x = [*(rows["epoch"] if by == "epoch" else before + pace.loc[pace["stage"] == stage, "seconds"].cumsum())]
+        y = [*100 * rows["test_accuracy"]]
+        ax.plot(x, 100 * rows["train_accuracy"], "--", color=colour, linewidth=0.8)
+        if stage == "transfer":
+            x, y = [before, *x], [start[seed], *y]
+        ax.plot(x, y, label=label, marker=marker, markersize=4, color=colour, linewidth=1.2)
+        if stage == "transfer":
+            colour, marker = STYLE["cnn-dnn"]
+            label = label and "CNN-DNN, start of transfer"
+            ax.plot(before, start[seed], marker, color=colour, label=label, markersize=6, zorder=3)
+    ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on training images, as they pass")
+    ax.set(xlabel="epoch (transfer: after the local ones)" if by == "epoch" else "seconds of training, all stages")
+    ax.set_ylabel("accuracy (%)")
+    ax.legend(fontsize=8)
+
+
+def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", by: str, title: str = "") -> None:
+    """Test accuracy in % over seconds of training, `by` "one machine" or "parallel"; columns as in `tables.costs`.
+
+    Means over the seeds (faint) of the most frequent regime; of the global CNN after all numbers of epochs, as a
+    line: what else the same time can buy.  Up to six points that no other beats in both are named.
+    """
+    import pandas as pd
+
+    usual, whole = most_frequent(costs[costs["strategy"] != "global"]), costs[costs["strategy"] == "global"]
+    if len(usual):
+        regime = ["width", "augment", "variant"]
+        whole = whole[(whole[regime] == usual[regime].iloc[0]).all(axis=1)]
+    shown = pd.concat([whole, usual]).dropna(subset=[by])
+    for strategy, rows in shown.groupby("strategy", sort=False):
+        colour, marker = STYLE.get(strategy, OTHER)
+        ax.plot(rows[by], 100 * rows["test_accuracy"], marker, color=colour, alpha=0.25, markersize=3.5)
+        means = rows.groupby(["grid", "overlap", "epochs"])[[by, "test_accuracy"]].mean().sort_values(by)
+        line = {"linestyle": "-" if strategy == "global" else "none", "linewidth": 1, "markersize": 7}
+        ax.plot(means[by], 100 * means["test_accuracy"], marker=marker, color=colour, label=named(strategy), **line)
+    front = pareto(shown, by).drop_duplicates(["grid", "overlap", "epochs"])  # above and to the left there is nothing
+    for row in front.tail(6).to_dict("records"):
+        text = f"global, {row['epochs']} epochs" if row["strategy"] == "global" else cut(row["grid"], row["overlap"])
+        spot = {"xytext": (-5, 5), "textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 8}
+        ax.annotate(text, (row[by], 100 * row["test_accuracy"]), **spot)
+    workers = "a worker for each local CNN,\ncoherent training on one" if by == "parallel" else "on one machine"
+    ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
+    ax.margins(x=0.12)
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))

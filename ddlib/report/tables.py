@@ -1,187 +1,40 @@
-"""What the records say as a whole: tables, costs, what was not run, and published values beside ours.
+"""What the records say as a whole: accuracies, areas under the ROC curve, costs, and what was not run.
 
 Everything is drawn from records; nothing here trains.
 """
 
-import csv
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .. import checks, files
+from .. import files
 from ..study import records
 from ..study.experiment import Experiment
 from ..study.records import Record
-from ..study.stages import STRATEGIES, seconds
-from .evaluation import accuracy_table
+from ..study.stages import seconds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # the committed records of real data; `results/quick` and `results/precision` have points of the same names
 FOLDERS = (
-    *("results/cifar10", "results/cifar10_resnet20", "results/cifar10_mobilenet"),
-    *("results/flowers", "results/flowers_resnet20", "results/nodules", "results/nodules_vgg9"),
-    *("results/adrenal", "results/faces", "results/channels"),
+    "results/cifar10",
+    "results/cifar10_resnet20",
+    "results/cifar10_mobilenet",
+    "results/flowers",
+    "results/flowers_resnet20",
+    "results/nodules",
+    "results/nodules_vgg9",
+    "results/adrenal",
+    "results/faces",
+    "results/channels",
 )
-PUBLISHED = ("dataset", "backbone", "grid", "overlap", "strategy", "test_accuracy", "source")  # of the reader's file
+POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "augment", "variant")  # one row of a table
 TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
-POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "variant")  # one row of a table
-
-
-def points(found: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by `Record.settings`, that is by all their parameters but the seed; every seed once."""
-    groups: dict[str, dict[int, Record]] = {}
-    for record in found:
-        groups.setdefault(record.settings, {})[record.parameters["seed"]] = record
-    return {settings: list(seeds.values()) for settings, seeds in groups.items()}
-
-
-def point(record: Record) -> dict[str, Any]:
-    """The values of `POINT`."""
-    return {**{name: record.parameters[name] for name in POINT[:-1]}, "variant": record.variant}
-
-
-def published(path: str | Path, frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Accuracies that a reader copied from the papers, beside ours (`frame`, of `gather`).
-
-    The file is a CSV with the columns dataset, backbone, grid, overlap, strategy, test_accuracy (in %) and source;
-    lines that start with # are comments; a relative path lies below the project's root.  Ours is mean ± standard
-    deviation over seeds (n): a row for each width, number of epochs and variant, one with "not run" where there is
-    none.  The global CNN's grid and overlap do not matter and may be empty.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a column that lacks, or a value that is not allowed, with its row.
-    """
-    import pandas as pd
-
-    file = _file(path)
-    text = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip() and line[0] != "#"]
-    head, *lines = list(csv.reader(text)) or [[]]
-    if head != list(PUBLISHED):
-        raise ValueError(f"{file.name} must have the columns {', '.join(PUBLISHED)}, got {', '.join(head)}.")
-    table = accuracy_table(frame[~frame["variant"].str.contains("channel_parts")]).reset_index()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = _published_row(line)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file.name}, row {number}: {error}") from error
-        same = ("dataset", "backbone") if row["strategy"] == "global" else PUBLISHED[:4]
-        ours = table[np.logical_and.reduce([table[name] == row[name] for name in same])]
-        ours = ours.dropna(subset=row["strategy"]) if row["strategy"] in ours else ours[:0]
-        told = [("width", "Int64"), ("epochs", "Int64"), ("variant", str)]
-        found = ours.rename(columns={row["strategy"]: "ours, %"}).reindex(columns=[*dict(told), "ours, %"])
-        found = found.drop_duplicates().to_dict("records") or [{"ours, %": "not run"}]
-        rows += [row | one for one in found]
-    columns = [*PUBLISHED[:5], "published, %", "source", "width", "epochs", "variant", "ours, %"]
-    return pd.DataFrame(rows, columns=columns).astype({"width": "Int64", "epochs": "Int64"})
-
-
-def _published_row(fields: list[str]) -> dict[str, Any]:
-    if len(fields) != len(PUBLISHED):
-        raise ValueError(f"{len(PUBLISHED)} fields are needed, got {len(fields)}; quote a field that has a comma.")
-    row: dict[str, Any] = dict(zip(PUBLISHED, map(str.strip, fields), strict=True))
-    if checks.one_of("strategy", row["strategy"], STRATEGIES) == "global":
-        row |= {"grid": row["grid"] or "1x1", "overlap": row["overlap"] or "0"}
-    for name in ("overlap", "test_accuracy"):
-        try:
-            row[name] = float(row[name])
-        except ValueError:
-            raise ValueError(f"{name} must be a number, got {row[name]!r}.") from None
-    if 0 < row["test_accuracy"] <= 1:
-        raise ValueError(f"test_accuracy is in %, got {row['test_accuracy']}.")
-    row["published, %"] = checks.real("test_accuracy", row.pop("test_accuracy"), 0, 100)
-    asked = Experiment(row["dataset"], row["backbone"], row["grid"], row["overlap"])
-    return row | {"grid": asked.grid, "overlap": asked.overlap}
-
-
-def alike(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Of the rows of `gather`, those at the most frequent width, number of epochs and variant: what a plot can join."""
-    kind = frame[["width", "epochs", "variant"]].astype(str).agg("/".join, axis=1)
-    return frame[kind == kind.mode().iloc[0]] if len(frame) else frame
-
-
-def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.DataFrame":
-    """Test accuracy and seconds of training of every strategy: on one machine, and with a worker for each network.
-
-    The latter (`parallel`) counts the longest local training.  Where local CNNs were trained together none was timed
-    alone: their seconds are then scaled by longest local / fused of `times`, the training-time table
-    (`bench.training_time`), and are NaN where it lacks the decomposition.
-    """
-    import pandas as pd
-
-    rows, found = [], list(found)
-    shapes = {_images(r): r.provenance["image_shape"] for r in found if "image_shape" in r.provenance}
-    for record in found:
-        reached = record.frame().groupby("strategy", sort=False)["test_accuracy"].mean()
-        history = _timed_alone(record, times, shapes.get(_images(record)))
-        for strategy, value in reached.items():
-            spent = {how: seconds(history, strategy, how == "parallel") for how in ("one machine", "parallel")}
-            seed = record.parameters["seed"]
-            same = {**point(record), "settings": record.settings, "seed": seed}
-            if strategy == "global":  # the same network, whatever stands beside it
-                options = [told for told in record.variant.split() if not told.startswith(("channel_parts", "samples"))]
-                same |= {"grid": "1x1", "overlap": 0, "settings": "", "variant": " ".join(options)}
-            rows.append({**same, "strategy": strategy, "test_accuracy": value, **spent})
-    return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
-
-
-def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
-    """The rows that no other row beats both in seconds and in test accuracy, by seconds; means over seeds."""
-    same = [column for column in (*POINT, "settings", "strategy") if column in costs]
-    means = costs.dropna(subset=[by]).groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
-    ordered = means.sort_values([by, "test_accuracy"], ascending=[True, False])
-    best = ordered["test_accuracy"].cummax()
-    return ordered[ordered["test_accuracy"].gt(best.shift(fill_value=-1))]
-
-
-def scored(record: Record) -> list[str]:
-    """Strategies with a score of the second class, but the vote: its score there breaks ties by the average."""
-    names = [name.removeprefix("score/") for name in record.arrays if name.startswith("score/")]
-    return [name for name in names if name != "vote"]
-
-
-def scores(found: Iterable[Record]) -> "pd.DataFrame":
-    """Area under the ROC curve, in %, of each strategy on data of two classes, beside its accuracy.
-
-    `larger class` is the accuracy of always answering the more frequent class.
-    """
-    import pandas as pd
-    from sklearn.metrics import roc_auc_score
-
-    rows = []
-    for record in found:
-        for strategy in scored(record):
-            score = record.arrays[f"score/{strategy}"]
-            each = [roc_auc_score(record.arrays["labels"], one) for one in np.atleast_2d(score)]
-            accuracy = (np.atleast_2d(record.predicted(strategy)) == record.arrays["labels"]).mean()
-            larger = np.bincount(record.arrays["labels"]).max() / len(record.arrays["labels"])
-            figures = {"AUC": np.mean(each), "accuracy": accuracy, "larger class": larger}
-            figures = {name: 100 * float(value) for name, value in figures.items()}
-            rows.append({**point(record), "seed": record.parameters["seed"], "strategy": strategy, **figures})
-    return pd.DataFrame(rows)
-
-
-def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.DataFrame":
-    """Each planned point: how many of its seeds are on record with all their strategies, or "not run"."""
-    import pandas as pd
-
-    there = {record.name: record for record in found}
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for asked in planned:
-        shown = Record(asked.parameters, [], {})
-        row = rows.setdefault(tuple(point(shown).values()), {**point(shown), "seeds asked": 0, "on record": 0})
-        row["seeds asked"] += 1
-        row["on record"] += asked.name in there and {*asked.strategies} <= {*there[asked.name].strategies}
-    frame = pd.DataFrame(rows.values())
-    frame["state"] = np.where(
-        frame["on record"] == 0, "not run", np.where(frame["on record"] < frame["seeds asked"], "partly", "complete")
-    )
-    return frame
 
 
 def read(folders: str | Iterable[str | Path]) -> list[Record]:
@@ -206,6 +59,154 @@ def read(folders: str | Iterable[str | Path]) -> list[Record]:
     return list(found.values())
 
 
+def points(found: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by `Record.settings`, that is by all their parameters but the seed; every seed once."""
+    groups: dict[str, dict[int, Record]] = {}
+    for record in found:
+        groups.setdefault(record.settings, {})[record.parameters["seed"]] = record
+    return {settings: list(seeds.values()) for settings, seeds in groups.items()}
+
+
+def point(record: Record) -> dict[str, Any]:
+    """The values of `POINT`."""
+    told = {"augment": "yes" if record.parameters["augment"] else "no", "variant": record.variant}
+    return {name: told[name] if name in told else record.parameters[name] for name in POINT}
+
+
+def most_frequent(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Of the rows of `gather`, those of the most frequent width, epochs and variant: what a plot can join."""
+    regime = frame[["width", "epochs", "augment", "variant"]].astype(str).agg("/".join, axis=1)
+    return frame[regime == regime.mode().iloc[0]] if len(frame) else frame
+
+
+def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.DataFrame":
+    """Each planned point: how many of its seeds are on record with all their strategies, or "not run"."""
+    import pandas as pd
+
+    there = {record.name: record for record in found}
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for asked in planned:
+        shown = point(Record(asked.parameters, [], {}))
+        row = rows.setdefault(tuple(shown.values()), {**shown, "seeds asked": 0, "on record": 0})
+        row["seeds asked"] += 1
+        row["on record"] += asked.name in there and {*asked.strategies} <= {*there[asked.name].strategies}
+    frame = pd.DataFrame(rows.values())
+    partly = np.where(frame["on record"] < frame["seeds asked"], "partly", "complete")
+    return frame.assign(state=np.where(frame["on record"] == 0, "not run", partly))
+
+
+def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Test accuracy in % as a table for readers: a row a decomposition and regime, a column a strategy.
+
+    The regime is the number of epochs, whether the training images were augmented, and options (`variant`).  `local`
+    and `sub-networks` are means over the networks.  With several seeds: mean ± standard deviation over seeds (n).
+    `frame` is what `records.gather` gives.
+
+    Raises:
+        ValueError: records of different parameters would share a row.
+    """
+    place = [name for name in POINT if name in frame and (name != "variant" or frame["variant"].any())]
+    if "settings" in frame and (frame.groupby([*place, "strategy"])["settings"].nunique() > 1).any():
+        raise ValueError("records of different parameters (rate, batch_size, …) would share a row: choose among them.")
+    if "computed" in frame:
+        mixed = frame.groupby([*place, "strategy"])["computed"].unique()
+        for row, ways in mixed[mixed.map(len) > 1].items():
+            warnings.warn(f"the row {' '.join(map(str, row))} mixes {' with '.join(sorted(ways))}.", stacklevel=2)
+    seeds = 100 * frame.groupby([*place, "strategy", "seed"], sort=False)["test_accuracy"].mean()
+    return over_seeds(seeds, place, list(dict.fromkeys(frame["strategy"])))
+
+
+def over_seeds(seeds: "pd.Series", place: Sequence[str], strategies: Sequence[str]) -> "pd.DataFrame":
+    """Figures by place, strategy and seed as text, mean ± standard deviation (n); a column a strategy."""
+    cells = seeds.groupby([*place, "strategy"], sort=False).agg(_mean_and_deviation)
+    rows = cells.index.droplevel("strategy").unique()  # in the order of the frame
+    return cells.unstack("strategy").loc[rows, list(strategies)].rename_axis(columns=None)
+
+
+def _mean_and_deviation(percent: "pd.Series") -> str:
+    if len(percent) == 1:
+        return f"{percent.iloc[0]:.1f}"
+    return f"{percent.mean():.1f} ± {percent.std():.1f} ({len(percent)})"
+
+
+def interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for an accuracy of `right` out of `total` test images, as shares in [0, 1]."""
+    from scipy.stats import binomtest
+
+    found = binomtest(int(right), int(total)).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def epochs_to_reach(accuracies: ArrayLike, target: float, first: int = 1) -> int | None:
+    """The first epoch whose accuracy is at least `target`; None when none is.
+
+    `first` is the epoch of the first accuracy: 0 where they begin with that before any training, which may be NaN.
+    """
+    reached = np.flatnonzero(np.asarray(accuracies) >= target)
+    return int(reached[0]) + first if len(reached) else None
+
+
+def scored(record: Record) -> list[str]:
+    """Strategies with a score of the second class, but the vote: its score there breaks ties by the average."""
+    names = [name.removeprefix("score/") for name in record.arrays if name.startswith("score/")]
+    return [name for name in names if name != "vote"]
+
+
+def scores(found: Iterable[Record]) -> "pd.DataFrame":
+    """Area under the ROC curve, in %, of each strategy on data of two classes, beside its accuracy.
+
+    `larger class` is the accuracy of always answering the more frequent class.
+    """
+    import pandas as pd
+    from sklearn.metrics import roc_auc_score
+
+    rows = []
+    for record in found:
+        labels = record.arrays["labels"]
+        for strategy in scored(record):
+            figures = {
+                "AUC": np.mean([roc_auc_score(labels, s) for s in np.atleast_2d(record.arrays[f"score/{strategy}"])]),
+                "accuracy": (np.atleast_2d(record.predicted(strategy)) == labels).mean(),
+                "larger class": np.bincount(labels).max() / len(labels),
+            }
+            figures = {name: 100 * float(value) for name, value in figures.items()}
+            rows.append({**point(record), "seed": record.parameters["seed"], "strategy": strategy, **figures})
+    return pd.DataFrame(rows)
+
+
+def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.DataFrame":
+    """Test accuracy and seconds of training of every strategy: on one machine, and with a worker for each network.
+
+    The latter (`parallel`) counts the longest local training.  Where local CNNs were trained together none was timed
+    alone: their seconds are then scaled by longest local / fused of `times`, the training-time table
+    (04_training_time), and are NaN where it lacks the decomposition.
+    """
+    import pandas as pd
+
+    rows, found = [], list(found)
+    shapes = {_images(r): r.provenance["image_shape"] for r in found if "image_shape" in r.provenance}
+    for record in found:
+        history = _timed_alone(record, times, shapes.get(_images(record)))
+        same = {**point(record), "settings": record.settings, "seed": record.parameters["seed"]}
+        for strategy, value in record.frame().groupby("strategy", sort=False)["test_accuracy"].mean().items():
+            spent = {how: seconds(history, strategy, how == "parallel") for how in ("one machine", "parallel")}
+            row = {**same, "strategy": strategy, "test_accuracy": value, **spent}
+            if strategy == "global":  # the same network, whatever stands beside it
+                options = [o for o in record.variant.split() if not o.startswith(("channel_parts", "samples"))]
+                row |= {"grid": "1x1", "overlap": 0, "settings": "", "variant": " ".join(options)}
+            rows.append(row)
+    return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
+
+
+def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
+    """The rows that no other row beats both in seconds and in test accuracy, by seconds; means over seeds."""
+    same = [column for column in (*POINT, "settings", "strategy") if column in costs]
+    means = costs.dropna(subset=[by]).groupby(same, sort=False)[[by, "test_accuracy"]].mean().reset_index()
+    ordered = means.sort_values([by, "test_accuracy"], ascending=[True, False])
+    best = ordered["test_accuracy"].cummax()
+    return ordered[ordered["test_accuracy"].gt(best.shift(fill_value=-1))]
+
+
 def training_times(path: str | Path) -> "pd.DataFrame":
     """The training-time table of 04_training_time, for `costs`; a relative path lies below the project's root.
 
@@ -215,19 +216,14 @@ def training_times(path: str | Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    file = _file(path)
+    file = files.resolve(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}.")
     times = pd.read_csv(file)
     missing = [name for name in (*TIMED, "longest local", "fused") if name not in times]
     if missing:
         raise ValueError(f"{file} has no column {', '.join(missing)}: make it anew with 04_training_time.")
     return times
-
-
-def _file(path: str | Path) -> Path:
-    file = files.resolve(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}.")
-    return file
 
 
 def _images(record: Record) -> tuple[Any, ...]:
@@ -241,10 +237,8 @@ def _timed_alone(record: Record, times: "pd.DataFrame | None", image_shape: Sequ
     if times is None or image_shape is None:
         return history
     alone = history["seconds_longest"] if "seconds_longest" in history else history["seconds"] * np.nan
-    own: dict[str, Any] = dict(record.parameters) | {
-        "images": "×".join(map(str, image_shape)),
-        "grid": record.parameters["grid"].replace("x", "×"),
-    }
+    grid, images = record.parameters["grid"].replace("x", "×"), "×".join(map(str, image_shape))
+    own = record.parameters | {"grid": grid, "images": images}
     row = times[np.logical_and.reduce([times[name] == own[name] for name in TIMED])]
     share = (row["longest local"] / row["fused"]).mean()  # NaN where there is no such row
     together = history["stage"].str.startswith("local")

@@ -164,12 +164,13 @@ def load_all(folder: str | Path) -> list[Record]:
 
 
 def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
-    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW`, variant, record, …"""
+    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW`, augment, variant, record …"""
     import pandas as pd
 
     found = load_all(source) if isinstance(source, (str, Path)) else source
     frames = [
         record.frame().assign(
+            augment="yes" if record.parameters.get("augment", True) else "no",
             variant=record.variant,
             settings=record.settings,
             record=record.name,
@@ -179,7 +180,7 @@ def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
         )
         for record in found
     ]
-    columns = [*ROW, "variant", "settings", "record", "outdated", "computed", "commit"]
+    columns = [*ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
