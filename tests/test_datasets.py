@@ -34,7 +34,14 @@ def test_an_image_set_knows_its_sizes():
         (half(), half(image_type=torch.int64), r"test images must be uint8.*int64"),
         (half(shape=(4, 4)), half(), r"train images.*\(6, 4, 4\)"),
         (half(shape=(1, 4, 4, 4, 4)), half(), r"train images.*\(6, 1, 4, 4, 4, 4\)"),
-        (half(label_type=torch.int32), half(), r"train labels must be int64.*int32"),
+        (half(label_type=torch.float32), half(), r"train labels must be integers.*float32"),
+        (half(classes=2), half(), r"train has no image of class 'c'"),
+        (half(), half(classes=2), r"test has no image of class 'c'"),
+        (half(shape=(28, 28, 3)), half(), r"channels.*images\.permute\(0, 3, 1, 2\)"),
+        (half(shape=(28, 28, 12, 1)), half(), r"images\.permute\(0, 4, 1, 2, 3\)"),
+        ((half()[0].permute(1, 2, 3, 0), half()[1]), half(), r"images\.permute\(3, 0, 1, 2\)"),
+        ((half(shape=(3, 8, 9))[0].permute(2, 3, 1, 0), half()[1]), half(), r"images\.permute\(3, 2, 0, 1\)"),
+        (half(shape=(8, 8, 8)), half(), r"volumes without.*images\[:, None\]"),
         (half(), (half()[0], half(5)[1]), r"test labels.*\(6,\).*\(5,\)"),
         (half(), (half()[0], half()[1][:, None]), r"test labels.*\(6, 1\)"),
         (half(n=0), half(), r"at least one image"),
@@ -49,7 +56,29 @@ def test_what_is_no_image_set_is_refused(train, test, told):
         image_set("mine", train, test, ("a", "b", "c"))
 
 
-@pytest.mark.parametrize("axes", [(2,), (-1,), (0, 5)])
+@pytest.mark.parametrize("classes", [("a",), ("a", "b", "a"), ()])
+def test_classes_are_two_or_more_and_differ(classes):
+    with pytest.raises(ValueError, match=r"mine must have two classes or more, each name once, got"):
+        image_set("mine", half(classes=1), half(classes=1), classes)
+
+
+@pytest.mark.parametrize("kind", ["<i4", ">i8", "u1"])
+def test_arrays_of_numpy_are_taken(kind):
+    images, labels = half(shape=(3, 8, 9))
+    images[:, 1] = 7
+    arrays = (images.numpy()[..., ::-1], labels.numpy().astype(kind))
+    arrays[0].setflags(write=False)
+    data = image_set("mine", arrays, arrays, ["a", "b", "c"])
+    assert torch.equal(data.train.images, images.flip(-1))
+    assert torch.equal(data.test.labels, labels)
+    assert data.train.labels.dtype == torch.int64
+    with pytest.raises(ValueError, match=r"mine train images must be uint8.*float64"):
+        image_set("mine", (arrays[0] / 255, arrays[1]), arrays, "abc")
+    with pytest.raises(ValueError, match="arrays of numbers"):
+        image_set("mine", (arrays[0], list("abcabc")), arrays, "abc")
+
+
+@pytest.mark.parametrize("axes", [(2,), (-1,), (0, 5), 1])
 def test_axes_to_flip_are_spatial(axes):
     with pytest.raises(ValueError, match=r"flip_axes.*0 to 1"):
         image_set("mine", half(), half(), "abc", flip_axes=axes)
@@ -170,11 +199,10 @@ def test_digits(digits):
         assert (shares - 0.1).abs().max() < 0.01
     assert digits.classes == tuple("0123456789")
     assert digits.train.flip_axes == ()  # a mirrored 2 is no 2
-    assert digits.source == {"name": "digits"}
 
 
 def test_digits_are_the_same_each_time_and_no_image_is_on_both_sides(digits):
-    again = load_dataset(**digits.source)
+    again = digits.source()
     assert torch.equal(again.train.images, digits.train.images)
     assert torch.equal(again.test.labels, digits.test.labels)
     train, test = (torch.unique(s.images.flatten(1), dim=0) for s in (digits.train, digits.test))
