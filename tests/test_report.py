@@ -14,7 +14,6 @@ from ddlib import Experiment, accuracy_table, epochs_to_reach, files, gather, in
 from ddlib.report import tables as report
 from ddlib.study.stages import seconds
 
-
 # ── accuracies ──
 
 
