@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import struct
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,20 +70,24 @@ def scans(folder: Path, classes=("CT-0", "CT-23"), each: int = 5) -> Path:
 # ── one photo ──
 
 
+def photo(path: Path, shape=(8, 8), **how) -> torch.Tensor:
+    return readers.photo(path, shape, **how)[0]
+
+
 def test_photo_is_cut_about_its_centre(tmp_path):
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = (255, 0, 128)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    found = readers.photo(tmp_path / "wide.png", (10, 10))
+    found = photo(tmp_path / "wide.png", (10, 10))
     assert found.shape == (3, 10, 10)
     assert found.dtype == torch.uint8
     assert found.flatten(1).float().mean(1).tolist() == [255, 0, 128]
-    assert readers.photo(tmp_path / "wide.png", (5, 15), grey=True).shape == (1, 5, 15)
+    assert photo(tmp_path / "wide.png", (5, 15), grey=True).shape == (1, 5, 15)
 
 
 def test_photo_of_the_right_size_is_left_alone(tmp_path):
     write_photo(tmp_path / "face.pgm", (96, 84), "L")
-    found = readers.photo(tmp_path / "face.pgm", (96, 84), grey=True)
+    found = photo(tmp_path / "face.pgm", (96, 84), grey=True)
     assert np.array_equal(found[0].numpy(), np.array(Image.open(tmp_path / "face.pgm")))
 
 
@@ -91,31 +97,164 @@ def test_large_jpegs_and_turned_ones(tmp_path):
     exif[0x0112] = 6  # taken with the camera on its side: to be turned by 90°
     Image.fromarray(ramp).save(tmp_path / "level.jpg", quality=95)
     Image.fromarray(ramp).save(tmp_path / "turned.jpg", quality=95, exif=exif)
-    level, turned = (readers.photo(tmp_path / f"{n}.jpg", (32, 32)).float() for n in ("level", "turned"))
+    level, turned = (photo(tmp_path / f"{n}.jpg", (32, 32)).float() for n in ("level", "turned"))
     assert (level - torch.linspace(36, 219, 32)).abs().max() < 8
     assert (turned - level.mT).abs().max() < 8
+
+
+RAMP = np.broadcast_to(np.linspace(0, 65535, 32).astype(np.uint16), (32, 32)).copy()
+COLOURS = np.stack([RAMP, RAMP[::-1].copy(), 65535 - RAMP], -1)
+
+
+def tiff(path: Path, pixels: np.ndarray, order="<", bits=None, planes=1, **tags) -> None:
+    """A TIFF of one strip, by hand: Pillow writes few of its kinds."""
+    samples = 1 if pixels.ndim == 2 else pixels.shape[0 if planes == 2 else -1]
+    height, width = pixels.shape[1:3] if planes == 2 else pixels.shape[:2]
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    bits = bits or 8 * pixels.dtype.itemsize
+    values = {256: width, 257: height, 258: bits, 259: 1, 262: 2 if samples == 3 else 1}
+    values |= {277: samples, 278: height, 284: planes, 339: kind}
+    values |= {int(tag[1:]): value for tag, value in tags.items()}
+    plane = len(data) // (samples if planes == 2 else 1)
+    strips, start = (samples if planes == 2 else 1), 8
+    lists = {258: [bits] * samples, 339: [kind] * samples}
+    lists |= {273: [start + plane * n for n in range(strips)], 279: [plane] * strips}
+    entries, extra, place = b"", b"", 8 + len(data)
+    table = 2 + 12 * len(values | lists) + 4
+    for tag, value in sorted((values | lists).items()):
+        numbers = value if isinstance(value, list) else [value]
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            packed, extra = struct.pack(order + "I", place + table + len(extra)), extra + packed
+        entries += struct.pack(order + "HHI", tag, 4, len(numbers)) + packed
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, place)
+    path.write_bytes(head + data + struct.pack(order + "H", len(values | lists)) + entries + bytes(4) + extra)
+
+
+DEEP = {
+    "png": lambda path: Image.fromarray(RAMP).save(path, "PNG"),
+    "pgm": lambda path: Image.fromarray(RAMP).save(path, "PPM"),
+    "pgm in text": lambda path: path.write_text("P2 32 32 65535 " + " ".join(map(str, RAMP.ravel()))),
+    "pgm of 12 bits": lambda path: path.write_bytes(b"P5 32 32 4095\n" + (RAMP >> 4).astype(">u2").tobytes()),
+    "little-endian tiff": lambda path: tiff(path, RAMP),
+    "big-endian tiff": lambda path: tiff(path, RAMP, ">"),
+    "tiff whose white is zero": lambda path: tiff(path, 65535 - RAMP, t262=0),
+    "colour tiff": lambda path: tiff(path, np.stack([RAMP] * 3, -1)),
+    "big-endian colour tiff": lambda path: tiff(path, np.stack([RAMP] * 3, -1), ">"),
+    "colour tiff of 8 bits in planes": lambda path: tiff(path, np.stack([(RAMP >> 8).astype(np.uint8)] * 3), planes=2),
+    "colour ppm": lambda path: path.write_bytes(b"P6 32 32 65535\n" + np.stack([RAMP] * 3, -1).astype(">u2").tobytes()),
+}
+
+
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize("kind", DEEP)
+def test_sixteen_bits_are_scaled(tmp_path, kind, grey):
+    DEEP[kind](tmp_path / "deep.tif")
+    found = photo(tmp_path / "deep.tif", (32, 32), grey=grey).float()
+    assert (found - torch.tensor(RAMP / 257)).abs().max() <= 1
+    assert (found[0, 0, ::4] - torch.tensor([0, 33, 66, 99, 132, 165, 198, 231])).abs().max() <= 1
+
+
+NO_RANGE = {
+    "float": lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path, "TIFF"),
+    "int32": lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path, "TIFF"),
+    "uint32": lambda path: tiff(path, RAMP.astype(np.uint32) * 65537),
+    "int16": lambda path: tiff(path, (RAMP // 2).astype(np.int16)),
+    "int8": lambda path: tiff(path, (RAMP // 512).astype(np.int8)),
+    "pfm": lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path, "PPM"),
+}
+NO_PHOTO = {
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "html": (lambda path: path.write_text("<html>not found</html>" * 99), "it is not an image"),
+    "float colours": (lambda path: tiff(path, COLOURS.astype(np.float32)), "it is not an image.*float colours"),
+    "planes": (lambda path: tiff(path, np.moveaxis(COLOURS, -1, 0), planes=2), "separate planes of 16 bits"),
+    "pages": (
+        lambda path: Image.fromarray(RAMP).save(path, "TIFF", save_all=True, append_images=[Image.fromarray(RAMP)] * 4),
+        "it holds 5 pages: save the one that counts",
+    ),
+    "a film": (
+        lambda path: Image.new("RGB", (9, 9)).save(
+            path, "PNG", save_all=True, append_images=[Image.new("RGB", (9, 9), "red")]
+        ),
+        "it holds 2 pages",
+    ),
+    "too large": (lambda path: Image.new("1", (14_000, 13_000)).save(path, "PNG"), "too many pixels.*scale it down"),
+}
+NO_PHOTO |= {kind: (write, r"no known range: scale them to 0 … 255") for kind, write in NO_RANGE.items()}
+
+
+@pytest.mark.parametrize("kind", NO_PHOTO)
+def test_what_is_no_photo_is_refused_in_a_sentence(tmp_path, kind):
+    write, words = NO_PHOTO[kind]
+    write(tmp_path / "photo.png")
+    with pytest.raises(files.DamagedFile, match=f"{re.escape(str(tmp_path / 'photo.png'))}.*{words}") as caught:
+        photo(tmp_path / "photo.png")
+    assert " at 0x" not in str(caught.value)
+
+
+def square(mode: str, inside, outside) -> Image.Image:
+    """A square of 8 pixels in the middle of a picture of 16."""
+    picture = Image.new(mode, (16, 16), outside)
+    picture.paste(inside, (4, 4, 12, 12))
+    return picture
+
+
+def palette() -> Image.Image:
+    picture = square("P", 1, 0)
+    picture.putpalette([9, 9, 9, 9, 9, 9])
+    picture.info["transparency"] = 0
+    return picture
+
+
+CLEAR = {
+    "RGBA": (square("RGBA", (0, 0, 0, 255), (0, 0, 0, 0)), {}, 0, 255),
+    "a hidden pattern": (square("RGBA", (0, 0, 0, 255), (200, 10, 60, 0)), {}, 0, 255),
+    "white on nothing": (square("RGBA", (255, 255, 255, 255), (255, 255, 255, 0)), {}, 255, 0),
+    "half": (square("RGBA", (0, 0, 0, 128), (0, 0, 0, 0)), {}, 127, 255),
+    "LA": (square("LA", (40, 255), (40, 0)), {}, 40, 255),
+    "palette": (palette(), {"transparency": 0}, 9, 255),
+    "L and a clear level": (square("L", 10, 11), {"transparency": 11}, 10, 255),
+    "RGB and a clear colour": (square("RGB", (10, 10, 10), (11, 11, 11)), {"transparency": (11, 11, 11)}, 10, 255),
+    "16 bits and a clear level": (square("I;16", 10 * 257, 11), {"transparency": 11}, 10, 255),
+}
+
+
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize("kind", CLEAR)
+def test_what_is_transparent_shows_a_ground(tmp_path, kind, grey):
+    picture, how, inside, outside = CLEAR[kind]
+    picture.save(tmp_path / "clear.png", **how)
+    found = photo(tmp_path / "clear.png", (16, 16), grey=grey).int()
+    assert (found[:, 8, 8] - inside).abs().max() <= 1
+    assert (found[:, 0, 0] - outside).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.pgm"])
 def test_damaged_photo_is_named(tmp_path, name):
     path = tmp_path / name
     write_photo(path, (60, 60), "L" if name.endswith("pgm") else "RGB")
-    for data in (path.read_bytes()[:-500], b"", b"no picture at all"):
+    for data in (path.read_bytes()[:-500], b"no picture at all"):
         path.write_bytes(data)
         with pytest.raises(files.DamagedFile, match=f"{re.escape(str(path))} cannot be decoded as an image"):
-            readers.photo(path, (8, 8))
+            photo(path)
 
 
 # ── one volume ──
 
 
+def volume(path: Path, shape=(4, 4, 4), *how, **options) -> torch.Tensor:
+    return readers.volume(path, shape, *how, **options)[0]
+
+
 def test_volume_window(tmp_path):
     voxels = np.array([-2000, -1000, -300, 400, 3000, np.nan, 0, np.inf], np.float32).reshape(2, 2, 2)
     write_volume(tmp_path / "v.nii.gz", voxels)
-    found = readers.volume(tmp_path / "v.nii.gz", (2, 2, 2))
+    found, seen = readers.volume(tmp_path / "v.nii.gz", (2, 2, 2))
     assert found.shape == (1, 2, 2, 2)
     assert found.flatten().tolist() == [0, 0, 128, 255, 255, 0, 182, 255]
-    assert readers.volume(tmp_path / "v.nii.gz", (2, 2, 2), (0.0, 3000.0)).flatten().tolist()[3:5] == [34, 255]
+    assert seen.tolist() == pytest.approx([-2000, 3000, 2 / 6])
+    assert volume(tmp_path / "v.nii.gz", (2, 2, 2), (0.0, 3000.0)).flatten().tolist()[3:5] == [34, 255]
 
 
 def test_volume_axes_and_resampling(tmp_path):
@@ -126,43 +265,102 @@ def test_volume_axes_and_resampling(tmp_path):
         view = [1, 1, 1]
         view[axis] = 12
         write_volume(tmp_path / f"{axis}.nii", np.broadcast_to(ramp.reshape(view), shape).astype(np.int16))
-        found = readers.volume(tmp_path / f"{axis}.nii", (6, 6, 6))[0].movedim(axis, 0).flatten(1).float()
-        assert (found - found[:, :1]).abs().max() == 0
-        assert (found[:, 0] - torch.linspace(11.6, 243.4, 6)).abs().max() <= 1
+        for area in (True, False):
+            found = volume(tmp_path / f"{axis}.nii", (6, 6, 6), area=area)[0].movedim(axis, 0).flatten(1).float()
+            assert (found - found[:, :1]).abs().max() == 0
+            assert (found[:, 0] - torch.linspace(11.6, 243.4, 6)).abs().max() <= 1
+
+
+def test_what_lies_between_samples_does_not_vanish(tmp_path):
+    voxels = np.full((16, 16, 160), -1000, np.int16)
+    voxels[..., 41:44] = 400
+    write_volume(tmp_path / "v.nii", voxels)
+    assert volume(tmp_path / "v.nii", (16, 16, 16)).float().mean().item() == pytest.approx(4.78, abs=0.05)
+    assert volume(tmp_path / "v.nii", (16, 16, 16), area=False).max() == 0
+
+
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=3), st.lists(st.integers(1, 9), min_size=3, max_size=3))
+def test_smaller_volumes_keep_their_mean_and_equal_ones_their_values(old, new):
+    new = [min(a, b) for a, b in zip(old, new, strict=True)]
+    voxels = torch.rand(old, generator=torch.Generator().manual_seed(sum(old)))
+    found = readers.levels(voxels, new, (0.0, 1.0))[0]
+    assert list(found.shape) == new
+    assert abs(found.float().mean() / 255 - voxels.mean()) < 0.5 / 255 + 1e-6
+    assert torch.equal(readers.levels(voxels, old, (0.0, 1.0))[0], (voxels * 255).round().byte())
+    assert readers.levels(torch.full(old, 0.2), [9, 1, 4], (0.0, 1.0)).unique().tolist() == [51]
 
 
 def test_volumes_of_different_orientation_lie_alike(tmp_path):
     voxels = RANDOM.integers(-1000, 400, (4, 5, 6)).astype(np.float32)
     write_volume(tmp_path / "ras.nii.gz", voxels)
     write_volume(tmp_path / "lps.nii.gz", voxels[::-1, ::-1], np.diag([-1.0, -1, 1, 1]))
-    expected = readers.volume(tmp_path / "ras.nii.gz", (4, 5, 6))
-    assert torch.equal(readers.volume(tmp_path / "lps.nii.gz", (4, 5, 6)), expected)
+    expected = volume(tmp_path / "ras.nii.gz", (4, 5, 6))
+    assert torch.equal(volume(tmp_path / "lps.nii.gz", (4, 5, 6)), expected)
 
 
-@pytest.mark.parametrize("name", ["v.nii.gz", "v.nii"])
+VOXELS = RANDOM.integers(-1000, 400, (4, 5, 6)).astype(np.int16)
+KINDS = {
+    "v.nii": lambda v, path: nibabel.save(nibabel.Nifti1Image(v, np.eye(4)), path),
+    "v.nii.gz": lambda v, path: nibabel.save(nibabel.Nifti2Image(v, np.eye(4)), path),
+    "second.nii": lambda v, path: nibabel.save(nibabel.Nifti2Image(v, np.eye(4)), path),
+    "v.hdr": lambda v, path: nibabel.save(nibabel.Nifti1Pair(v, np.eye(4)), path),
+    "second.hdr": lambda v, path: nibabel.save(nibabel.Nifti2Pair(v, np.eye(4)), path),
+    "big.nii": lambda v, path: nibabel.save(
+        nibabel.Nifti1Image(v, np.eye(4), nibabel.Nifti1Header(endianness=">")), path
+    ),
+    "one.nii": lambda v, path: nibabel.save(nibabel.Nifti1Image(v[..., None], np.eye(4)), path),
+    "ones.nii": lambda v, path: nibabel.save(nibabel.Nifti1Image(v[..., None, None], np.eye(4)), path),
+    "v.NII.GZ": lambda v, path: path.write_bytes(gzip.compress(nibabel.Nifti1Image(v, np.eye(4)).to_bytes())),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_volumes(tmp_path, name):
+    KINDS[name](VOXELS, tmp_path / name)
+    write_volume(tmp_path / "plain.nii", VOXELS)
+    assert torch.equal(volume(tmp_path / name, (4, 5, 6)), volume(tmp_path / "plain.nii", (4, 5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("voxels", "words"),
+    [
+        (np.zeros((3, 3, 3, 2), np.int16), r"three axes, this has shape \(3, 3, 3, 2\)"),
+        (np.zeros((3, 3), np.int16), r"three axes, this has shape \(3, 3\)"),
+        (np.zeros((3, 3, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"),
+        (np.zeros((3, 3, 3), np.complex64), "complex"),
+    ],
+)
+def test_what_is_no_volume_is_refused(tmp_path, voxels, words):
+    write_volume(tmp_path / "v.nii", voxels)
+    with pytest.raises(files.DamagedFile, match=words):
+        volume(tmp_path / "v.nii")
+
+
+@pytest.mark.parametrize("name", ["v.nii.gz", "v.nii", "v.hdr"])
 def test_damaged_volume_is_named(tmp_path, name):
     path = tmp_path / name
-    write_volume(path)
+    if name.endswith("hdr"):
+        KINDS[name](VOXELS, path)
+        path.with_suffix(".img").unlink()
+    else:
+        write_volume(path)
     data = path.read_bytes()
-    damaged = [data[:-20], b"", b"nothing of the kind" * 50]
+    damaged = [data[:-20], b"nothing of the kind" * 50] if not name.endswith("hdr") else [data]
     if name.endswith("gz"):
         damaged.append(data[:-150] + bytes([data[-150] ^ 1]) + data[-149:])
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(files.DamagedFile, match=f"{re.escape(str(path))} cannot be decoded as a NIfTI volume"):
-            readers.volume(path, (4, 4, 4))
-
-
-def test_volume_of_four_axes_is_refused(tmp_path):
-    write_volume(tmp_path / "v.nii", np.zeros((3, 3, 3, 2), np.int16))
-    with pytest.raises(files.DamagedFile, match=r"three axes, this has shape \(3, 3, 3, 2\)"):
-        readers.volume(tmp_path / "v.nii", (4, 4, 4))
+            volume(path)
+    path.write_bytes(b"")
+    with pytest.raises(files.DamagedFile, match="is empty"):
+        volume(path)
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     with pytest.raises(ImportError, match=r"needs nibabel: pip install 'ddlib\[data\]'"):
-        readers.volume(Path("v.nii"), (4, 4, 4))
+        volume(Path("v.nii"))
 
 
 # ── class folders ──
@@ -181,8 +379,6 @@ def test_listing(tmp_path):
 def test_listing_of_what_is_incomplete(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} must hold a sub-folder for each class.*none"):
         folders.list_classes(tmp_path, (".jpg",))
-    with pytest.raises(FileNotFoundError, match="found: none"):
-        folders.list_classes(tmp_path / "nowhere", (".jpg",))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_text("")
     with pytest.raises(FileNotFoundError, match="two or more; found: a"):
@@ -229,9 +425,28 @@ def test_no_patient_is_on_both_sides(seed, count, fraction):
     assert abs(shares - fraction).max() < largest / np.bincount(labels).min()
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+@given(counts=st.lists(st.integers(2, 6), min_size=2, max_size=5), seed=st.integers(0, 99))
+def test_two_files_of_a_class_are_one_and_one(fraction, counts, seed):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    train, test = folders.split(listing_of(labels), list(map(str, range(len(labels)))), fraction, seed)
+    for side in (train, test):
+        assert set(torch.tensor(labels)[side].tolist()) == set(range(len(counts)))
+    assert sorted([*train.tolist(), *test.tolist()]) == list(range(len(labels)))
+
+
 def test_split_of_too_few():
     with pytest.raises(ValueError, match=r"class '1' has too few patients.*test share of 0\.2: 1"):
         folders.split(listing_of([0] * 10 + [1] * 3), [*map(str, range(10)), "a", "a", "a"], 0.2, 0)
+    shared = ["a", "b", "a", "b"]  # either patient has both classes
+    assert [len(side) for side in folders.split(listing_of([0, 0, 1, 1]), shared, 0.2, 0)] == [2, 2]
+
+
+def test_who_shares_an_image_is_together():
+    found = folders.together(["a", "b", "c", "d", "e", "c"], ["1", "2", "1", "3", "2", "4"])
+    assert found == [0, 1, 0, 2, 1, 0]
+    names = [f"P{n}" for n in (5, 3, 9, 3)]
+    assert folders.together(names, list("abcd")) == [1, 0, 2, 0]  # in their order, as without pictures
 
 
 # ── the cache ──
@@ -399,7 +614,7 @@ def nodules(folder: Path) -> None:
 def sides(data: ddlib.ImageSet, folder: Path) -> list[set[str]]:
     """The patients of the training and the test volumes, found again by their content."""
     shape = data.image_shape
-    known = {readers.volume(p, shape).numpy().tobytes(): p.name.split("_R_")[0] for p in folder.rglob("*.nii.gz")}
+    known = {readers.volume(p, shape)[0].numpy().tobytes(): p.name.split("_R_")[0] for p in folder.rglob("*.nii.gz")}
     return [{known[image.numpy().tobytes()] for image in half.images} for half in (data.train, data.test)]
 
 
@@ -424,7 +639,7 @@ def test_own_folders(tmp_path):
     )
     assert photos.train.images.shape == photos.test.images.shape == (4, 1, 12, 12)
     assert (photos.classes, photos.train.flip_axes) == (("cats", "dogs"), ())
-    volumes = ddlib.load_dataset("volume_folder", tmp_path, path="volumes", shape=(8, 6, 4), window=[-500, 0])
+    volumes = ddlib.load_dataset("volume_folder", tmp_path, path="volumes", shape=(8, 6, 4), window=[-900, 300])
     assert volumes.channels == 1
     usual = ddlib.load_dataset("volume_folder", tmp_path, path="volumes", shape=(8, 6, 4))
     assert volumes.train.mean != usual.train.mean
@@ -451,6 +666,10 @@ def test_own_folders(tmp_path):
         ("image_folder", {}, "image_folder needs path=…"),
         ("image_folder", {"path": "x", "grey": 1}, "grey must be True or False"),
         ("image_folder", {"path": "x", "test_fraction": 0}, "test_fraction must be a number above 0"),
+        ("image_folder", {"path": "x", "test_fraction": 1}, "test_fraction must be a number above 0 and below 1"),
+        ("image_folder", {"path": "x", "flip_axes": 1}, r"flip_axes must be a list of axes from 0 to 1, like \[1\]"),
+        ("image_folder", {"path": 12}, "path must be text, got 12"),
+        ("image_folder", {"path": "x", "patient": "("}, "patient must be a regular expression"),
         ("volume_folder", {"path": "x", "window": (400, -1000)}, "low < high"),
         ("volume_folder", {"path": "x", "flip_axes": 1}, "flip_axes must be a list"),
         ("digits", {"size": 64}, "unknown option of digits 'size'"),
@@ -461,9 +680,206 @@ def test_wrong_options(tmp_path, name, options, told):
         ddlib.load_dataset(name, tmp_path, **options)
 
 
+# ── folders of one's own: what is found there, and what is said of it ──
+
+
+def fill(folder: Path, **counts: int) -> Path:
+    """Photos in class folders; `__` is a separator of folders."""
+    for name, count in counts.items():
+        for n in range(count):
+            write_photo(folder / name.replace("__", "/") / f"{n}.png")
+    return folder
+
+
+def load(folder: Path, **options) -> tuple[ddlib.ImageSet, str]:
+    """The photos of a folder, and what was said about it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = ddlib.load_dataset("image_folder", folder.parent, path=folder.name, size=8, **options)
+    assert len(caught) <= 1
+    return data, str(caught[0].message) if caught else ""
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("test", ["test", "val", "valid", "Validation", "TEST"])
+def test_a_split_that_is_there_is_used(tmp_path, train, test):
+    halves = {f"{train}__cat": 7, f"{train}__dog": 5, f"{test}__cat": 2, f"{test}__dog": 3}
+    data, said = load(fill(tmp_path / "pets", **halves, **{train: 3, test: 3}))
+    assert data.classes == ("cat", "dog")
+    assert data.train.labels.tolist() == [0] * 7 + [1] * 5
+    assert data.test.labels.tolist() == [0] * 2 + [1] * 3
+    assert torch.equal(data.test.images[4], photo(tmp_path / "pets" / test / "dog" / "2.png"))
+    assert f"{train}/ (12 files) and {test}/ (5 files) are the two halves" in said
+    assert f"3 .png in {train}/" in said
+    assert f"3 .png in {test}/" in said
+
+
+def test_of_three_halves_the_test_half_is_taken_and_the_third_is_counted(tmp_path):
+    counts = {f"{half}__{kind}": 2 for half in ("train", "val", "test") for kind in ("cat", "dog")}
+    data, said = load(fill(tmp_path / "pets", **counts))
+    assert len(data.train) == len(data.test) == 4
+    assert "2 .png in val/cat/, 2 .png in val/dog/" in said
+    fill(tmp_path / "other", train__cat=2, train__dog=2, test__cat=2, test__cow=2)
+    with pytest.raises(FileNotFoundError, match=r"same classes, got .*dog.* and .*cow"):
+        load(tmp_path / "other")
+    data, said = load(fill(tmp_path / "traffic", train=4, bus=4, test=4))  # three classes that are called so
+    assert (data.classes, said) == (("bus", "test", "train"), "")
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    folder = fill(tmp_path / "pets", cat=4, dog=4, cat__persian=3)
+    for name in ("a.gif", "b.gif", "c.avif", "d.tga", "README"):
+        (folder / "cat" / name).write_bytes(b"x")
+    (folder / "notes.txt").write_text("")
+    (folder / ".hidden").write_text("")
+    for suffix in ("jfif", "JPE"):
+        write_photo(folder / "dog" / f"x.{suffix}", format="JPEG")
+    data, said = load(folder, test_fraction=0.5)
+    assert len(data.train) + len(data.test) == 10
+    for words in (
+        "1 .avif in cat/",
+        "2 .gif in cat/",
+        "1 .tga in cat/",
+        "1 nameless in cat/",
+        "3 .png in cat/persian/",
+    ):
+        assert words in said
+    assert "1 .txt in ./" in said
+    assert "hidden" not in said
+    assert load(folder, leave_out="*.gif,*.avif,*.tga,README,persian,*.txt")[1] == ""
+    fewer = load(folder, leave_out="dog/1.*")[0]
+    assert len(fewer.train) + len(fewer.test) == 9
+
+
+def test_masks_are_told_and_can_be_left_out(tmp_path):
+    for kind in ("benign", "malignant"):
+        for n in range(4):
+            for part in ("0000", "seg"):
+                write_volume(tmp_path / "ct" / kind / f"case{n}_{part}.nii.gz")
+    with pytest.warns(UserWarning, match=r"8 files may be masks, such as case0_seg\.nii\.gz \(leave_out="):
+        ddlib.load_dataset("volume_folder", tmp_path, path="ct", shape=(4, 4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = ddlib.load_dataset("volume_folder", tmp_path, path="ct", shape=(4, 4, 4), leave_out="*_seg.*")
+    assert len(data.train) + len(data.test) == 8
+
+
+def test_pairs_are_one_volume_each(tmp_path):
+    for kind in ("a", "b"):
+        (tmp_path / "ct" / kind).mkdir(parents=True)
+        for n in range(3):
+            KINDS["v.hdr"](RANDOM.integers(-1000, 400, (4, 5, 6)).astype(np.int16), tmp_path / "ct" / kind / f"{n}.hdr")
+    how = {"path": "ct", "shape": (4, 5, 6)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = ddlib.load_dataset("volume_folder", tmp_path, **how)
+    assert len(before.train) + len(before.test) == 6
+    KINDS["v.hdr"](VOXELS, tmp_path / "other.hdr")
+    os.replace(tmp_path / "other.img", tmp_path / "ct" / "a" / "0.img")
+    assert ddlib.load_dataset("volume_folder", tmp_path, **how).digest != before.digest
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "window", "words"),
+    [
+        ((0, 0.4), (0.6, 1), (-1000, 400), r"values from .* to (1|0\.9).*leaves 1 of 256 grey levels: set window"),
+        ((0, 60), (90, 255), (-1000, 400), r"leaves 4[67] of 256"),
+        ((0, 500), (3000, 4000), (-1000, 400), r"values from .* to [34].*clips \d\d% of them"),
+        ((-900, 0), (0, 400), (-1000, 400), ""),
+        ((0, 0.4), (0.6, 1), (0, 1), ""),
+    ],
+)
+def test_a_window_that_is_not_of_the_values(tmp_path, low, high, window, words):
+    for kind, ends in {"a": low, "b": high}.items():
+        for n in range(3):
+            write_volume(tmp_path / "mri" / kind / f"{n}.nii", RANDOM.uniform(*ends, (6, 6, 6)).astype(np.float32))
+    for _ in range(2):  # the second time from the cache
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ddlib.load_dataset("volume_folder", tmp_path, path="mri", shape=(4, 4, 4), window=window)
+        assert len(caught) == bool(words)
+        assert not words or re.search(words, str(caught[0].message))
+
+
+def test_the_same_image_stays_on_one_side(tmp_path):
+    folder = fill(tmp_path / "pets", cat=10, dog=10)
+    for path in list(folder.rglob("*.png")):
+        Image.open(path).save(path.with_name(f"{path.stem} (copy).png"), compress_level=1)
+    for seed in range(3):
+        data, said = load(folder, split_seed=seed)
+        sides = [{image.numpy().tobytes() for image in half.images} for half in (data.train, data.test)]
+        assert not sides[0] & sides[1]
+        assert "20 images are the same as another" in said
+        assert data.test.labels.bincount().tolist() == [4, 4]
+    shutil.move(folder, tmp_path / "train")
+    shutil.copytree(tmp_path / "train", tmp_path / "mine" / "test")
+    shutil.move(tmp_path / "train", tmp_path / "mine" / "train")
+    assert "20 images are in both halves" in load(tmp_path / "mine")[1]
+
+
+def test_a_pattern_names_the_patients(tmp_path):
+    for patient in range(8):
+        for n in range(3):
+            write_photo(tmp_path / "xray" / "ab"[patient % 2] / f"patient{patient:03d}_{n:05d}.png")
+    data, _ = load(tmp_path / "xray", patient="patient[0-9]+")
+    whose = {photo(path).numpy().tobytes(): path.name[:10] for path in tmp_path.rglob("*.png")}
+    sides = [{whose[image.numpy().tobytes()] for image in half.images} for half in (data.train, data.test)]
+    assert len(sides[0]) + len(sides[1]) == 8
+    assert load(tmp_path / "xray", patient=r"(.+)_\d+")[0].digest == data.digest
+    with pytest.raises(ValueError, match=r"patient='person' is in no name of a file, such as 'patient000_00000\.png'"):
+        load(tmp_path / "xray", patient="person")
+
+
+def test_a_folder_that_changes_is_read_anew(tmp_path):
+    folder = fill(tmp_path / "pets", cat=4, dog=4)
+    first = load(folder)[0]
+    second = load(fill(folder, cow=4))[0]
+    assert second.classes == ("cat", "cow", "dog")
+    shutil.rmtree(folder / "cow")
+    third = load(folder)[0]
+    assert (third.classes, third.digest) == (first.classes, first.digest)
+    (folder / "cat" / "3.png").rename(folder / "dog" / "33.png")
+    assert load(folder)[0].digest != first.digest
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/nowhere is no folder.*relative.*below.*{tmp_path}\."):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("path=/data/my photos size=64", {"path": "/data/my photos", "size": 64}),
+        ('path="/data/a b=c" size=64', {"path": "/data/a b=c", "size": 64}),
+        ("path='/data/my  photos'", {"path": "/data/my  photos"}),
+        ("path=0012 size=64", {"path": "0012", "size": 64}),
+        ("size=64 path=~", {"size": 64, "path": "~"}),
+        ("path=1e3", {"path": "1e3"}),
+        ("path=C:\\data\\x grey=true", {"path": "C:\\data\\x", "grey": True}),
+        ("path=/data/John's", {"path": "/data/John's"}),
+        ("leave_out=*_seg.* path=yes", {"leave_out": "*_seg.*", "path": "yes"}),
+        ("path=x test_fraction=2e-1", {"path": "x", "test_fraction": 0.2}),
+        ("path=x flip_axes=[0, 1]", {"path": "x", "flip_axes": (0, 1)}),
+        ("path= size=3", {"path": None, "size": 3}),
+        ("", {}),
+    ],
+)
+def test_options_as_text(text, options):
+    assert datasets.check_options("image_folder", text) == options
+
+
+def test_options_as_text_of_volumes():
+    found = datasets.check_options("volume_folder", "window=[-1e3, 4e2] shape=[8,8,4]")
+    assert found == {"window": (-1000.0, 400.0), "shape": (8, 8, 4)}
+    for text in ("64", "photos size=64", "size"):
+        with pytest.raises(ValueError, match=r"options of image_folder must be like 'size=64"):
+            datasets.check_options("image_folder", text)
+
+
 def test_flip_axis_that_is_not_there(tmp_path):
     flowers(tmp_path)
-    with pytest.raises(ValueError, match="flip_axes must be spatial axes from 0 to 1"):
+    with pytest.raises(ValueError, match="flip_axes must be a list of axes from 0 to 1"):
         ddlib.load_dataset("image_folder", tmp_path, path="flower_photos", size=8, flip_axes=(2,))
 
 
@@ -498,13 +914,6 @@ def test_damaged_medmnist_is_named(tmp_path, small_medmnist):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(files.DamagedFile, match=r"organmnist3d\.npz is damaged: its MD5 should be"):
         ddlib.load_dataset("organmnist3d", tmp_path, size=28)
-
-
-def test_nibabel_reads_what_gzip_wrote(tmp_path):
-    write_volume(tmp_path / "v.nii")
-    (tmp_path / "w.NII.GZ").write_bytes(gzip.compress((tmp_path / "v.nii").read_bytes()))
-    one, two = (readers.volume(tmp_path / name, (4, 4, 4)) for name in ("v.nii", "w.NII.GZ"))
-    assert torch.equal(one, two)
 
 
 # ── the sets themselves ──

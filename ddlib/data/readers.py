@@ -2,8 +2,10 @@
 
 import gzip
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,57 +16,160 @@ from .. import files
 from ..images import stratified
 from .fetch import check
 
-PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-VOLUMES = (".nii.gz", ".nii")
+if TYPE_CHECKING:
+    from PIL import Image
+
+PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+VOLUMES = (".nii.gz", ".nii", ".hdr")  # a .hdr with its .img
 CT_WINDOW = (-1000.0, 400.0)  # Hounsfield units, from air to bone, as in the Keras CT example
+BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339  # numbers of TIFF tags
 
 Halves = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]  # train, test, names of the classes
 
 
-def photo(path: Path, shape: tuple[int, int], grey: bool = False) -> Tensor:
+@contextmanager
+def _decoding(path: Path, kind: str) -> Iterator[None]:
+    """What decoders stumble upon becomes a sentence that names the file."""
+    if not path.stat().st_size:
+        raise files.DamagedFile(f"{path} is empty.")
+    try:
+        yield
+    except Exception as error:  # on damaged data, decoders raise anything
+        reason = {
+            "UnidentifiedImageError": "it is not an image, or of a kind (float colours, say) that Pillow does not know",
+            "DecompressionBombError": "it has too many pixels (179 million are the most): scale it down first",
+        }.get(type(error).__name__, str(error))
+        raise files.DamagedFile(f"{path} cannot be decoded as {kind}: {reason}.") from error
+
+
+def photo(path: Path, shape: tuple[int, int], grey: bool = False) -> tuple[Tensor, Tensor]:
     """A photo, scaled and cropped about its centre to `shape` (H, W): uint8 (3, H, W), or (1, H, W) in grey.
 
+    Values of 16 bits are scaled to 8, and what is transparent shows a white ground.  (And (3,) zeros, where `volume`
+    tells what values it saw.)
+
     Raises:
-        files.DamagedFile: it cannot be decoded, to its last byte.
+        files.DamagedFile: it cannot be decoded, to its last byte; has several pages, or values without a known range.
     """
     from PIL import Image, ImageOps
 
-    data, mode = path.read_bytes(), "L" if grey else "RGB"
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.draft(mode, (2 * max(shape),) * 2)  # a JPEG far too large is decoded at a half, a quarter, …
-            upright = ImageOps.exif_transpose(picture).convert(mode)
+    mode = "L" if grey else "RGB"
+    with _decoding(path, "an image"), Image.open(io.BytesIO(path.read_bytes())) as picture:
+        if picture.format != "MPO" and (pages := getattr(picture, "n_frames", 1)) > 1:  # MPO: a photo and its preview
+            raise ValueError(f"it holds {pages} pages: save the one that counts as a file of its own")
+        picture.draft(mode, (2 * max(shape),) * 2)  # a JPEG far too large is decoded at a half, a quarter, …
+        upright = _opaque(_eight_bits(ImageOps.exif_transpose(picture), picture)).convert(mode)
         pixels = np.array(ImageOps.fit(upright, shape[::-1], Image.Resampling.BICUBIC))
-    except Exception as error:  # on damaged data, decoders raise whatever they stumble upon
-        raise files.DamagedFile(f"{path} cannot be decoded as an image: {error}.") from error
-    return torch.from_numpy(pixels).view(*shape, -1).permute(2, 0, 1)
+    return torch.from_numpy(pixels).view(*shape, -1).permute(2, 0, 1), torch.zeros(3)
 
 
-def volume(path: Path, shape: tuple[int, int, int], window: tuple[float, float] = CT_WINDOW) -> Tensor:
-    """A NIfTI volume: values clipped to `window`, resampled trilinearly to `shape`: uint8 (1, H, W, D).
+def _eight_bits(upright: "Image.Image", picture: "Image.Image") -> "Image.Image":
+    """A turned picture, its values scaled to 0 … 255 where the file says what white is.
+
+    Pillow would clip them, show signed numbers as unsigned, and read planes of 16 bits in the wrong order.
+    """
+    from PIL import Image
+
+    tags = getattr(picture, "tag_v2", {})
+    bits = max(tags.get(BITS, (16,)))
+    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+    if tags.get(SAMPLE_FORMAT, (1,))[0] not in (1, 4) or (picture.mode in ("I", "F") and not deep):
+        raise ValueError("its values have no known range: scale them to 0 … 255 and save it with 8 bits")
+    if tags.get(PLANES) == 2 and bits > 8:
+        raise ValueError("its colours lie in separate planes of 16 bits, which Pillow cannot read; save it interleaved")
+    if not deep:
+        return upright
+    raw = np.asarray(upright).astype(np.float32)
+    levels = np.round(raw * (255 / (2**bits - 1))).astype(np.uint8)
+    grey = Image.fromarray(255 - levels if tags.get(PHOTOMETRIC) == 0 else levels)  # 0: white is zero
+    if (clear := picture.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(raw == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _opaque(picture: "Image.Image") -> "Image.Image":
+    """A picture on a white ground where it is transparent, on black where all of it would be white."""
+    from PIL import Image
+
+    if not picture.has_transparency_data:
+        return picture
+    for ground in ("white", "black"):
+        page = Image.new("RGBA", picture.size, ground)
+        page.alpha_composite(picture.convert("RGBA"))
+        if any(high - low > 8 for low, high in page.convert("RGB").getextrema()):
+            break
+    return page
+
+
+def volume(
+    path: Path, shape: tuple[int, int, int], window: tuple[float, float] = CT_WINDOW, area: bool = True
+) -> tuple[Tensor, Tensor]:
+    """A NIfTI volume, as `voxels` reads and `levels` resamples it: uint8 (1, H, W, D).
+
+    And of its values (3,): the lowest, the highest, and the share outside the window.
+    """
+    values = voxels(path)
+    known = values[values.isfinite()] if values.isfinite().any() else torch.zeros(1)
+    outside = ((known < window[0]) | (known > window[1])).float().mean()
+    return levels(values, shape, window, area), torch.stack([known.min(), known.max(), outside])
+
+
+def voxels(path: Path) -> Tensor:
+    """The values of a NIfTI volume (one file, or .hdr and .img): float32 (H, W, D).
 
     H, W and D are the volume's own axes, turned to point to the patient's right, front and head, so that volumes
     from different scanners lie alike.
 
     Raises:
-        files.DamagedFile: it cannot be decoded, fails the checksum in its .gz, or has not three axes.
+        files.DamagedFile: it cannot be decoded, fails the checksum in its .gz, has not three axes, or colours.
         ImportError: nibabel is not installed.
     """
     try:
         import nibabel
     except ImportError as error:
         raise ImportError(f"this data set needs nibabel: pip install 'ddlib[data]' ({error}).") from error
-    data, (low, high) = path.read_bytes(), window
-    try:
-        data = gzip.decompress(data) if path.name.lower().endswith(".gz") else data  # checks the CRC; nibabel does not
-        image = nibabel.as_closest_canonical(nibabel.Nifti1Image.from_bytes(data))
-        voxels = torch.from_numpy(np.ascontiguousarray(image.dataobj, dtype=np.float32))
-        if voxels.ndim != 3:
-            raise ValueError(f"a volume has three axes, this has shape {tuple(voxels.shape)}")
-        levels = (voxels.nan_to_num(low).clamp(low, high) - low) * (255 / (high - low))
-        return F.interpolate(levels[None, None], shape, mode="trilinear", align_corners=False)[0].round().byte()
-    except Exception as error:
-        raise files.DamagedFile(f"{path} cannot be decoded as a NIfTI volume: {error}.") from error
+    name = path.name.lower()
+    with _decoding(path, "a NIfTI volume"):
+        if name.endswith(".hdr"):
+            image = nibabel.load(path)
+        else:
+            data = path.read_bytes()
+            data = gzip.decompress(data) if name.endswith(".gz") else data  # checks the CRC; nibabel does not
+            second = 540 in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big"))
+            image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(data)
+        if image.get_data_dtype().kind not in "iuf":
+            raise ValueError("its voxels are colours or complex numbers; a volume has one real number each")
+        values = np.ascontiguousarray(nibabel.as_closest_canonical(image).dataobj, dtype=np.float32)
+        while values.ndim > 3 and values.shape[-1] == 1:
+            values = values[..., 0]
+        if values.ndim != 3:
+            raise ValueError(f"a volume has three axes, this has shape {tuple(values.shape)}")
+        return torch.from_numpy(values)
+
+
+def levels(voxels: Tensor, shape: tuple[int, int, int], window: tuple[float, float], area: bool = True) -> Tensor:
+    """Values (H, W, D) clipped to `window` and resampled to `shape`: uint8 (1, *shape).
+
+    An axis that grows is interpolated linearly; one that shrinks is averaged, so that nothing vanishes between two
+    samples.  Without `area` it is sampled, as the records of the registered sets were made.
+    """
+    low, high = window
+    grey = (voxels.nan_to_num(low).clamp(low, high) - low) * (255 / (high - low))
+    if not area:
+        return F.interpolate(grey[None, None], shape, mode="trilinear", align_corners=False)[0].round().byte()
+    for length, size in zip(grey.shape, shape, strict=True):  # each time the first axis, which becomes the last
+        grey = torch.tensordot(grey, _weights(length, size), dims=([0], [0]))
+    return grey.round().byte()[None]
+
+
+def _weights(length: int, size: int) -> Tensor:
+    """How much of each old sample is in each new one, (length, size)."""
+    if size >= length:
+        return F.interpolate(torch.eye(length)[None], size, mode="linear", align_corners=False)[0]
+    edges = torch.arange(size + 1, dtype=torch.float64) * (length / size)
+    old = torch.arange(length, dtype=torch.float64)[:, None]
+    overlap = torch.minimum(edges[1:], old + 1) - torch.maximum(edges[:-1], old)
+    return (overlap.clamp_min(0) * (size / length)).float()
 
 
 # ── sets in files of their own ──

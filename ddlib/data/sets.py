@@ -1,10 +1,14 @@
 """Image sets as tensors, uint8 images and int64 labels, by name; the sets themselves are listed in sets.yaml."""
 
+import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -16,6 +20,9 @@ from .fetch import Remote, bring
 
 if TYPE_CHECKING:
     import pandas as pd
+
+TEXTS = ("path", "leave_out", "patient")  # options that are text, as typed
+PAIR = r"""(?:^|\s)(\w+)=("[^"]*"|'[^']*'|.*?)(?=\s+\w+=|\s*$)"""  # an option and its value, which may have spaces
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,14 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
     options = {**entry.options, **options}
     if entry.places:
         place = fetch(name, root, entry.sizes.get(options.get("size")))
-    elif "path" in options and not options["path"]:
-        raise ValueError(f"{name} needs path=…, the folder that holds a sub-folder for each class.")
     else:
-        place = folder / Path(options.get("path", "")).expanduser()
+        place = folder / Path(options.get("path") or "").expanduser()
+    if "path" in options and not options["path"]:
+        raise ValueError(f"{name} needs path=…, the folder that holds a sub-folder for each class.")
+    if "path" in options and not place.is_dir():
+        raise FileNotFoundError(
+            f"{place} is no folder that exists; a relative path is below the data folder, {folder}."
+        )
     how = {option: value for option, value in options.items() if option not in ("path", "flip_axes")}
     train, test, classes = entry.read(place, folder, **how)
     source = partial(load_dataset, name, str(folder.resolve()) if root else None, **options)
@@ -107,29 +118,38 @@ def check_options(name: str, options: Mapping[str, Any] | str) -> dict[str, Any]
     """The options of a data set, checked without loading it, as JSON can write them.
 
     Args:
-        options: by name; or as text, "size=64 split_seed=1", each value as YAML.
+        options: by name; or as text, 'size=64 path="/data/my photos"': numbers and lists as in YAML, and path,
+            leave_out and patient as typed, in quotes where a word in them ends in "=".
 
     Raises:
         ValueError: an unknown data set, option (the nearest is named) or value.
     """
     entry = DATASETS[checks.one_of("data set", name, DATASETS)]
     if isinstance(options, str):
-        pairs = [pair.partition("=") for pair in options.split()]
-        try:
-            options = {option: yaml.safe_load(value) for option, _, value in pairs}
-        except yaml.YAMLError:
-            raise ValueError(f"options of {name} must be like 'size=64 shape=[48,42]', got {options!r}.") from None
+        if re.sub(PAIR, "", options).strip():
+            raise ValueError(f"options of {name} must be like 'size=64 shape=[48,42]', got {options!r}.")
+        options = {pair[1]: _typed(pair[1], pair[2]) for pair in re.finditer(PAIR, options)}
     return {
         checks.one_of(f"option of {name}", option, entry.options): _checked(option, value, entry)
         for option, value in options.items()
     }
 
 
+def _typed(option: str, text: str) -> Any:
+    """The value of an option that was given as text."""
+    text = text[1:-1] if len(text) > 1 and text[0] == text[-1] in "\"'" else text
+    for read in () if option in TEXTS else (json.loads, yaml.safe_load):  # JSON knows 1e-2, YAML all the rest
+        with suppress(ValueError, yaml.YAMLError):
+            return read(text)
+    return text
+
+
 def _checked(option: str, value: Any, entry: Entry) -> Any:
     """The value of an option, as JSON can write it (a list as a tuple)."""
+    usual = entry.options[option]
     match option:
-        case "path":
-            return str(value) if value else None
+        case option if option in TEXTS:
+            return _text(option, value)
         case "size" if entry.sizes and value not in entry.sizes:
             raise ValueError(f"size must be one of {', '.join(map(str, entry.sizes))}, got {value!r}.")
         case "size":
@@ -137,18 +157,35 @@ def _checked(option: str, value: Any, entry: Entry) -> Any:
         case "split_seed":
             return checks.whole(option, value, 0, 2**31 - 1)
         case "test_fraction":
-            return checks.real(option, value, 0, 1, open_low=True)
+            if checks.real(option, value, 0, 1, open_low=True) == 1:
+                raise ValueError("test_fraction must be a number above 0 and below 1, got 1: nothing is left to train.")
+            return float(value)
         case "grey":
             return checks.flag(option, value)
-    usual = entry.options[option]
-    if not isinstance(value, (list, tuple)) or (option != "flip_axes" and len(value) != len(usual)):
+        case "flip_axes":
+            axes = len(entry.options.get("shape", (0, 0)))
+            if not isinstance(value, (list, tuple)) or any(type(v) is not int or v not in range(axes) for v in value):
+                raise ValueError(f"flip_axes must be a list of axes from 0 to {axes - 1}, like [1], got {value!r}.")
+            return tuple(value)
+    if not isinstance(value, (list, tuple)) or len(value) != len(usual):
         raise ValueError(f"{option} must be a list of numbers, like {list(usual)}, got {value!r}.")
-    if option != "window":
-        return tuple(checks.whole(option, v, int(option == "shape")) for v in value)
+    if option == "shape":
+        return tuple(checks.whole(option, v, 1) for v in value)
     low, high = (checks.real(option, v, -1e6) for v in value)
     if low >= high:
         raise ValueError(f"window must be (low, high) with low < high, got {value!r}.")
     return low, high
+
+
+def _text(option: str, value: Any) -> str | None:
+    if not isinstance(value, (str, os.PathLike, NoneType)):
+        raise ValueError(f"{option} must be text, got {value!r}.")
+    if option == "patient" and value:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"patient must be a regular expression, like '(.+)_', got {value!r} ({error}).") from None
+    return str(value) if value else None
 
 
 # ── files ──
