@@ -24,7 +24,8 @@ _HOME = {
     "ranks": ("train_coherent",),
     "report.evaluation": ("accuracy_table", "confusion", "epochs_to_reach", "interval", "paired_test", "verdict"),
     "study.records": ("gather", "Record"),
-    "study.experiment": ("STRATEGIES", "Experiment"),
+    "study.configuration": ("STRATEGIES",),
+    "study.experiment": ("Experiment",),
     "study.parameters": ("agrees", "points"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
     from .model import CNNDNN
     from .ranks import train_coherent
     from .report.evaluation import accuracy_table, confusion, epochs_to_reach, interval, paired_test, verdict
-    from .study.experiment import STRATEGIES, Experiment
+    from .study.configuration import STRATEGIES
+    from .study.experiment import Experiment
     from .study.parameters import agrees, points
     from .study.records import Record, gather
     from .training import RECIPES, Recipe, accuracy, fit, predict, train_aggregator

@@ -4,8 +4,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,50 +87,10 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-@contextmanager
-def alone(path: str | Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file: only one process at a time has it, on any host that sees the folder.
-
-    Yields whether it is held; without `wait`, False where another process has it.  The system gives up the lock of a
-    process that dies.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
 def set_aside(path: str | Path) -> Path:
-    """Rename a file that cannot be trusted, so that it is neither used nor lost; returns its new name."""
-    path = Path(path)
-    for number in range(1000):
-        away = path.with_name(f"{path.name}.damaged-{number}")
-        if not away.exists():
-            path.rename(away)
-            return away
-    raise FileExistsError(f"{path.name}.damaged-0 to -999 exist already in {path.parent}.")
+    """Rename a file that cannot be trusted, so that it is neither used nor lost; returns its new name.
 
-
-def project_folder() -> Path:
-    """The companion's root: the folder above this one that has notebooks/, or above the caller's.
-
-    So a relative folder means the same whether papermill, nbval or JupyterLab runs a notebook.
+    The name has a hash of the content: what bears it already is the same.
     """
-    for start in (Path(__file__).resolve(), Path.cwd() / "x"):
-        for folder in start.parents:
-            if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
-                return folder
-    return Path.cwd()
-
-
-def resolve(path: str | Path) -> Path:
-    """An absolute path as it is, a relative one below `project_folder()`."""
-    return project_folder() / Path(path).expanduser()
+    path = Path(path)
+    return path.replace(path.with_name(f"{path.name}.damaged-{checksum(path)[:16]}"))

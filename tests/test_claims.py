@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from ddlib import files, paired_test, verdict
+from ddlib import paired_test, verdict
 from ddlib.report import claims
 from ddlib.report import tables as report
 from ddlib.study import sweep
+from ddlib.study.parameters import resolve
 
 TIMES = "results/training_time/training_time.csv"
 
@@ -341,12 +342,12 @@ def test_a_record_speaks_of_the_strategies_that_it_was_asked_for():
 
 def test_the_committed_report_is_that_of_the_committed_records():
     """Of every folder that the plan writes to, too, where it is there."""
-    planned = {p.output for p in sweep.read_plan(files.resolve("notebooks/plans/cpu.yaml"))}
+    planned = {p.output for p in sweep.read_plan(resolve("notebooks/plans/cpu.yaml"))}
     there = {folder for folder in planned if folder.is_dir() and any(folder.glob("*.json"))}
-    assert there <= {files.resolve(folder) for folder in report.FOLDERS}
+    assert there <= {resolve(folder) for folder in report.FOLDERS}
     found = report.read(report.FOLDERS)
     table = claims.judge(found)
-    committed = pd.read_csv(files.resolve("results/report/claims.csv"), keep_default_na=False)
+    committed = pd.read_csv(resolve("results/report/claims.csv"), keep_default_na=False)
     for column in ("claim", "what", "metric", "dataset", "grid", "variant", "a", "b", "n", "verdict"):
         assert committed[column].tolist() == table[column].tolist(), column
     assert committed["difference"].tolist() == pytest.approx(table["difference"].tolist())

@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_told_by_every_rank(data, on_ranks, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(files.DamagedFile, match=r"c\.pt is damaged.*set aside"):
         on_ranks(2, train, coherent(), data, PLAIN, path)
-    assert [p.name for p in tmp_path.iterdir()] == ["c.pt.damaged-0"]
+    assert [p.name.partition("-")[0] for p in tmp_path.iterdir()] == ["c.pt.damaged"]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_by_every_rank(data, on_ranks, tmp_path):

@@ -9,9 +9,10 @@ from helpers import record_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddlib import Experiment, files, gather
+from ddlib import Experiment, gather
 from ddlib.report import claims
 from ddlib.report import tables as report
+from ddlib.study.parameters import resolve
 from ddlib.study.stages import seconds
 
 
@@ -173,7 +174,7 @@ def test_folders_that_are_not_there(tmp_path):
 
 
 def committed(*names: str) -> list:
-    paths = [path for folder in report.FOLDERS for path in files.resolve(folder).rglob("*.csv") if path.stem in names]
+    paths = [path for folder in report.FOLDERS for path in resolve(folder).rglob("*.csv") if path.stem in names]
     return [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in sorted(paths)]
 
 

@@ -416,11 +416,12 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tiny, tmp_path, harm):
     harmed = harm(path.read_bytes())
     path.write_bytes(harmed)
     net = vgg(seed=1)
-    with pytest.raises(files.DamagedFile, match=f"{path} is damaged.*set aside as .*damaged-0"):
+    with pytest.raises(files.DamagedFile, match=f"{path} is damaged.*set aside as .*damaged-"):
         fit(net, tiny, QUICK, checkpoint=path)
     assert_same_state(net, vgg(seed=1))
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pt.damaged-0"]
-    assert (tmp_path / "model.pt.damaged-0").read_bytes() == harmed
+    (away,) = tmp_path.iterdir()
+    assert away.name.startswith("model.pt.damaged-")
+    assert away.read_bytes() == harmed
     fit(net, tiny, QUICK, checkpoint=path)  # the next one starts anew
     expected = vgg(seed=1)
     fit(expected, tiny, QUICK)

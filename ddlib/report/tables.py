@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import checks, files
+from .. import checks
 from ..study import records
 from ..study.experiment import Experiment
+from ..study.parameters import resolve
 from ..study.records import Record
 from ..study.stages import STRATEGIES, seconds
 from .evaluation import accuracy_table
@@ -196,7 +197,7 @@ def read(folders: str | Iterable[str | Path]) -> list[Record]:
         files.DamagedFile: a record that is not what was written.
     """
     found: dict[str, Record] = {}
-    for folder in map(files.resolve, folders.split() if isinstance(folders, str) else folders):
+    for folder in map(resolve, folders.split() if isinstance(folders, str) else folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}.")
         ordered = sorted(records.load_all(folder), key=lambda r: (*point(r).values(), r.parameters["seed"]))
@@ -224,7 +225,7 @@ def training_times(path: str | Path) -> "pd.DataFrame":
 
 
 def _file(path: str | Path) -> Path:
-    file = files.resolve(path)
+    file = resolve(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}.")
     return file
