@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, norm, t
 from sklearn.metrics import roc_auc_score
 
-from ddlib import files
 from ddlib.report import claims
 from ddlib.report import tables as report
 from ddlib.study import sweep
+from ddlib.study.parameters import resolve
 
 TIMES = "results/training_time/training_time.csv"
 
@@ -260,11 +260,11 @@ def test_the_picture_has_a_panel_a_claim_and_a_line_a_point_below_its_data_set()
 
 def test_the_committed_report_is_that_of_the_committed_records():
     """Of every folder that the plan writes to, too, where it is there."""
-    planned = {p.output for p in sweep.read_plan(files.resolve("notebooks/plans/cpu.yaml"))}
+    planned = {p.output for p in sweep.read_plan(resolve("notebooks/plans/cpu.yaml"))}
     there = {folder for folder in planned if folder.is_dir() and any(folder.glob("*.json"))}
-    assert there <= {files.resolve(folder) for folder in report.FOLDERS}
+    assert there <= {resolve(folder) for folder in report.FOLDERS}
     table = claims.judge(report.read(report.FOLDERS))
-    committed = pd.read_csv(files.resolve("results/report/claims.csv"), keep_default_na=False)
+    committed = pd.read_csv(resolve("results/report/claims.csv"), keep_default_na=False)
     for column in ("claim", "a", "b", "training", "metric", "dataset", "grid", "variant", "n", "verdict"):
         assert committed[column].tolist() == table[column].tolist(), column
     assert committed["difference"].tolist() == pytest.approx(table["difference"].tolist())

@@ -14,8 +14,8 @@ from helpers import assert_other_state, assert_same_state, local_cnns
 import ddlib
 from ddlib import Decomposition, Recipe, train_local
 from ddlib.__main__ import main
-from ddlib.engines import dask_executor
 from ddlib.study import records, sweep
+from ddlib.study.sweep import dask_executor
 
 distributed = pytest.importorskip("dask.distributed", reason="needs Dask: pip install 'ddlib[cluster]'")
 

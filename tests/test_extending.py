@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ddlib.backbones import BACKBONES
 from ddlib.data.sets import DATASETS
-from ddlib.study.stages import AGGREGATES, STRATEGIES
+from ddlib.study.configuration import STRATEGIES
+from ddlib.study.stages import AGGREGATES
 
 PAGE = Path(__file__).parents[1] / "extending.md"
 

@@ -27,9 +27,9 @@ def named(path: Path) -> str:
     return path.stem
 
 
-def notebook_of(params: Path) -> Path:
-    """The notebook that a params file names in its first lines."""
-    return ROOT / re.search(r"papermill (notebooks/\w+\.ipynb)", params.read_text()).group(1)
+def notebooks_of(params: Path) -> list[Path]:
+    """The notebooks that a params file names in its first lines."""
+    return [ROOT / found for found in re.findall(r"papermill (notebooks/\w+\.ipynb)", params.read_text())]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
@@ -68,16 +68,19 @@ def test_parameters_have_help_and_are_read_by_papermill(path: Path):
 @pytest.mark.parametrize("path", PARAMS, ids=named)
 def test_params_files_set_what_their_notebook_has(path: Path):
     given = yaml.safe_load(path.read_text())
-    inferred = papermill.inspect_notebook(str(notebook_of(path)))
-    assert set(given) <= set(inferred)
-    if path.stem.endswith("_digits"):  # the quick profile is the notebook as it stands
-        defaults = {name: yaml.safe_load(inferred[name]["default"]) for name in given}
-        assert {k: str(v) for k, v in given.items()} == {k: str(v) for k, v in defaults.items()}
+    assert notebooks_of(path)
+    for notebook in notebooks_of(path):
+        inferred = papermill.inspect_notebook(str(notebook))
+        assert set(given) <= set(inferred)
+        assert f"-f {path.relative_to(ROOT)}" in path.read_text()
+        if path.stem.endswith("_digits"):  # the quick profile is the notebook as it stands
+            defaults = {name: yaml.safe_load(inferred[name]["default"]) for name in given}
+            assert {k: str(v) for k, v in given.items()} == {k: str(v) for k, v in defaults.items()}
 
 
 def test_every_notebook_has_a_quick_params_file():
     train = {path for path in NOTEBOOKS if path.stem != "05_report"}  # which draws from records
-    assert {notebook_of(path) for path in PARAMS if path.stem.endswith("_digits")} == train
+    assert {n for path in PARAMS if path.stem.endswith("_digits") for n in notebooks_of(path)} == train
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
@@ -196,6 +199,15 @@ def test_injected_parameters_are_held_to_the_notebooks_own(monkeypatch: pytest.M
         nb.check_injected({"epochs", "width"})
 
 
+def test_an_injected_cell_may_be_edited_and_run_again(monkeypatch: pytest.MonkeyPatch):
+    cells = ["import ddlib\n", "epochs = 3\noutput: str = ''\n", "# Parameters\nepochs = 4\noutput = 'x'\n", "points\n"]
+    monkeypatch.setattr(nb, "_executed_cells", lambda: [*cells, "# Parameters\nepochs = 5\noutput = 'y'\n", "points\n"])
+    nb.check_injected({"epochs"})
+    monkeypatch.setattr(nb, "_executed_cells", lambda: [*cells, "# Parameters\nepoch = 5\n", "points\n"])
+    with pytest.raises(ValueError, match=r"'epoch'\. Did you mean 'epochs'"):
+        nb.check_injected({"epochs"})
+
+
 def test_points_are_the_product_of_the_lists():
     found = ddlib.points("local vote", grids="2x2 4x4", overlaps="0 4", seeds="0 1 2", epochs=3)
     assert len(found) == 12
@@ -206,6 +218,24 @@ def test_points_are_the_product_of_the_lists():
         ("2x2", 4, 0),
     ]
     assert all(p.strategies == ("local", "vote") and p.epochs == 3 for p in found)
+
+
+@pytest.mark.parametrize("grids", ["2x2 4x4", "2x2, 4x4", "2x2,4x4", ["2x2", "4x4"], [(2, 2), [4, 4]]])
+@pytest.mark.parametrize("seeds", ["0 1", [0, 1], ["0", 1]])
+def test_lists_are_text_or_lists(grids, seeds):
+    found = ddlib.points(["local", "vote"], grids=grids, overlaps=0, seeds=seeds)
+    assert found == ddlib.points("local vote", grids="2x2 4x4", overlaps="0", seeds="0 1")
+    assert len(found) == 4
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("output: out\nrate: 1e-2\nepochs: 1e1\n")
+    experiment, output = nb.read_point(tmp_path / "config.yaml")
+    assert (experiment.rate, experiment.epochs, output) == (0.01, 10, ROOT / "out")
+    assert experiment.name == ddlib.Experiment(rate=0.01, epochs=10).name
+    assert nb.whole_numbers("ranks", "1 2") == nb.whole_numbers("ranks", [1, 2.0]) == [1, 2]
+    with pytest.raises(nb.ParameterError, match="ranks must be a whole number ≥ 1, got 'two'"):
+        nb.whole_numbers("ranks", "two")
 
 
 def test_a_grid_can_have_an_overlap_of_its_own():
@@ -222,6 +252,7 @@ def test_a_needed_strategy_may_be_one_of_several():
     ("given", "told"),
     [
         ({"grids": "2x"}, "'2x'"),
+        ({"grids": 2}, "a grid is written like '2x2' or '4x4x1', got 2"),
         ({"grids": "2x2+x"}, "'x'"),
         ({"overlaps": "two"}, "'two'"),
         ({"seeds": ""}, "seeds"),
@@ -262,11 +293,17 @@ def test_agrees_holds_a_table_to_its_reference(tmp_path: Path, capsys: pytest.Ca
     assert "No reference" in capsys.readouterr().out
 
 
-def test_output_folders_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_output_folders_do_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     monkeypatch.chdir(tmp_path)
-    assert ddlib.files.resolve("results") == ROOT / "results"
+    assert nb.resolve("results") == ROOT / "results"
+    assert nb.resolve(tmp_path / "x") == tmp_path / "x"
     assert nb.output_folder(str(tmp_path / "new" / "folder")).is_dir()
     assert nb.output_folder(None) is None
+    monkeypatch.setattr(nb, "project_folder", lambda: tmp_path)
+    nb.output_folder("runs/mine")
+    assert f"output: {tmp_path / 'runs/mine'}\n" in capsys.readouterr().out
 
 
 def test_a_table_is_replaced_only_by_one_that_has_all_its_records(tmp_path: Path):

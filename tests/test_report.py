@@ -10,8 +10,9 @@ from helpers import record_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddlib import Experiment, accuracy_table, epochs_to_reach, files, gather, interval
+from ddlib import Experiment, accuracy_table, epochs_to_reach, gather, interval
 from ddlib.report import tables as report
+from ddlib.study.parameters import resolve
 from ddlib.study.stages import seconds
 
 # ── accuracies ──
@@ -217,7 +218,7 @@ def test_folders_that_are_not_there(tmp_path):
 
 
 def committed(*names: str) -> list:
-    paths = [path for folder in report.FOLDERS for path in files.resolve(folder).rglob("*.csv") if path.stem in names]
+    paths = [path for folder in report.FOLDERS for path in resolve(folder).rglob("*.csv") if path.stem in names]
     return [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in sorted(paths)]
 
 

@@ -30,6 +30,13 @@ def test_committed_plans_expand(path: Path):
     assert len({point.name for point in plan}) == len(plan) > 0
 
 
+def test_a_relative_plan_is_looked_for_here_and_then_in_the_project(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(sweep.read_plan("notebooks/plans/quick.yaml")) == 3
+    plan_file(tmp_path, "grids: [2x2]")
+    assert len(sweep.read_plan("plan.yaml")) == 1
+
+
 def test_lists_are_expanded_and_named_apart(tmp_path: Path):
     plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2, 2x3], seeds: [0, 1], overlaps: [0, 2]"))
     assert len(plan) == len({point.name for point in plan}) == 8
@@ -43,6 +50,8 @@ def test_lists_are_expanded_and_named_apart(tmp_path: Path):
         ("notebok: 02_aggregation\noutput: x\nparameters: {}", "'notebok'. Did you mean 'notebook'"),
         ("notebook: 02_agregation\noutput: x\nparameters: {}", "Did you mean '02_aggregation'"),
         ("notebook: 02_aggregation\nparameters: {}", "the key 'output' is missing"),
+        ("notebook: 02_aggregation\noutput:\nparameters: {}", "the key 'output' is missing or empty"),
+        ("notebook: 02_aggregation\noutput: x\nparameters: {grids: 2}", "like '2x2' or '4x4x1', got 2"),
         ("notebook: 02_aggregation\noutput: x\nparameters: {epoch: 3}", "'epoch'. Did you mean 'epochs'"),
         (
             "notebook: 02_aggregation\noutput: x\nparameters: {grids: [2x2], epochs: [1, 0]}",
@@ -60,7 +69,7 @@ def test_lists_are_expanded_and_named_apart(tmp_path: Path):
             "Did you mean 'size'",
         ),
         ("notebook: 02_aggregation\noutput: x\nparameters: {grids: [regions]}", "has no named regions"),
-        ("notebook: 00_quickstart\noutput: x\nparameters: {}", "unknown notebook '00_quickstart'"),
+        ("notebook: 00_quickstart\noutput: x\nparameters: {}", "notebook '00_quickstart' of"),
         ("- a\n- b", "a plan is a mapping"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['touch hostile']", "is not YAML"),
@@ -68,7 +77,7 @@ def test_lists_are_expanded_and_named_apart(tmp_path: Path):
 )
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, content: str, told: str, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "run_point", lambda *_: pytest.fail("a point was run"))
+    monkeypatch.setattr(sweep, "run", lambda *_, **__: pytest.fail("a point was run"))
     (tmp_path / "plan.yaml").write_text(content)
     assert main(["sweep", "plan.yaml"]) == 2
     assert re.search(re.escape(told), capsys.readouterr().err)

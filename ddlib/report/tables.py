@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import files
 from ..study import records
 from ..study.experiment import Experiment
+from ..study.parameters import resolve
 from ..study.records import Record
 from ..study.stages import seconds
 
@@ -49,7 +49,7 @@ def read(folders: str | Iterable[str | Path]) -> list[Record]:
         files.DamagedFile: a record that is not what was written.
     """
     found: dict[str, Record] = {}
-    for folder in map(files.resolve, folders.split() if isinstance(folders, str) else folders):
+    for folder in map(resolve, folders.split() if isinstance(folders, str) else folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}.")
         ordered = sorted(records.load_all(folder), key=lambda r: (*point(r).values(), r.parameters["seed"]))
@@ -216,7 +216,7 @@ def training_times(path: str | Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    file = files.resolve(path)
+    file = resolve(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}.")
     times = pd.read_csv(file)

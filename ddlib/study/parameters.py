@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import checks, files
+from .configuration import number
 from .experiment import Experiment
 from .records import key
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# "2x2 4x4" → two points
+# parameters that have several values, each of them a point → what they are called in `Experiment`
 LISTS = {
     "grids": "grid",
     "overlaps": "overlap",
@@ -36,87 +37,157 @@ def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
     """The experiments that a notebook's parameters ask for: the product of its `LISTS`.
 
     Args:
-        strategies: names with spaces between them, e.g. "global average vote".
+        strategies: a list of names, e.g. "global average vote".
         needs: strategies that the notebook cannot do without, written likewise; of "average|vote" one is enough.
-        given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are lists written with
-            spaces, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
+        given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are lists, as YAML or
+            Python has them, or as text, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
 
     Raises:
         ParameterError: a value that `Experiment` refuses, a needed strategy that is not there, or a parameter that
             papermill injected and the notebook does not have (papermill itself only warns).
     """
-    try:
-        names = set(given)
-        lists = {one: str(given.pop(many)).split() for many, one in LISTS.items() if many in given}
-        for many, one in LISTS.items():
-            if one in lists and one != "grid":
-                lists[one] = [_number(many, value) for value in lists[one]]
-        empty = [many for many, one in LISTS.items() if lists.get(one) == []]
-        if empty:
-            raise ValueError(f"{empty[0]} must name at least one value, got an empty text.")
-        check_injected(names)
-        combined = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
-        asked = list({tuple(sorted(one.items())): one for one in map(_own_overlap, combined)}.values())
-        found = [Experiment(strategies=tuple(strategies.split()), **given, **one) for one in asked]
-        lacking = [some for some in needs.split() if not {*some.split("|")} & {*strategies.split()}]
+    with checking("strategies", *given):
+        asked = tuple(values("strategies", strategies))
+        lists = {name: values(many, given.pop(many)) for many, name in LISTS.items() if many in given}
+        combined = [dict(zip(lists, some, strict=True)) for some in itertools.product(*lists.values())]
+        found = [Experiment(strategies=asked, **given | _own_overlap(some)) for some in combined]
+        lacking = [some.replace("|", " or ") for some in needs.split() if not {*some.split("|")} & {*asked}]
         if lacking:
-            told = " and ".join(some.replace("|", " or ") for some in lacking)
-            raise ValueError(f"strategies lacks {told}, which this notebook needs, got {strategies!r}.")
-        return found
-    except ValueError as error:
-        raise ParameterError(str(error)) from None
+            raise ValueError(
+                f"strategies lacks {' and '.join(lacking)}, which this notebook needs, got {strategies!r}."
+            )
+        return list(dict.fromkeys(found))
 
 
 @contextmanager
 def checking(*known: str) -> Iterator[None]:
-    """Around the checks of a notebook without `points`, whose parameters are `known`: a refusal is told in a sentence.
+    """Around the checks of a notebook, whose parameters are `known`: a refusal is told in a sentence.
 
     Raises:
         ParameterError: for a ValueError inside, or a parameter that papermill injected and the notebook does not have.
     """
     try:
-        check_injected(set(known))
+        check_injected({*known})
         yield
     except ValueError as error:
         raise ParameterError(str(error)) from None
 
 
-def whole_numbers(name: str, text: str) -> list[int]:
-    """The notebook parameter `name`, written with spaces: "1 2 4" → [1, 2, 4].
+def values(name: str, given: Any) -> list[Any]:
+    """A list as papermill hands it over, [0, 4], as text, "0 4" or "0, 4", or a single value."""
+    if isinstance(given, str):
+        given = given.replace(",", " ").split()
+    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not found:
+        raise ValueError(f"{name} must name at least one value, got none.")
+    return found
+
+
+def whole_numbers(name: str, given: Any) -> list[int]:
+    """The notebook parameter `name`: "1 2 4" or [1, 2, 4] → [1, 2, 4].
 
     Raises:
         ParameterError: one of them is not a whole number ≥ 1, or there is none.
     """
-    try:
-        found = [checks.whole(name, _number(name, value), 1) for value in str(text).split()]
-        if not found:
-            raise ValueError(f"{name} must name at least one value, got an empty text.")
-    except ValueError as error:
-        raise ParameterError(str(error)) from None
-    return found
+    with checking(name):
+        return [checks.whole(name, number(value), 1) for value in values(name, given)]
 
 
 def check_injected(known: set[str]) -> None:
-    """Refuse a parameter that papermill injected and the notebook does not have, with a `ParameterError`.
+    """Refuse a parameter that papermill injected and the notebook does not have, with a ValueError.
 
-    `known` are the parameters that are used; those assigned in the notebook's own parameters cell count as well.
+    `known` are the parameters that are used; what the notebook's own cells assign counts as well.
     """
     cells = _executed_cells()
-    injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
-    if not injected:
+    injected = [cell.startswith("# Parameters\n") for cell in cells]
+    if not any(injected):
         return
-    before = cells[: cells.index(injected[-1])]
-    known = known | set(_assigned(before[-1] if before else ""))
-    for name in _assigned(injected[-1]):
-        try:
-            checks.one_of("notebook parameter", name, sorted(known))
-        except ValueError as error:
-            raise ParameterError(str(error)) from None
+    own = [name for cell, is_injected in zip(cells, injected) if not is_injected for name in _assigned(cell)]
+    latest = next(cell for cell, is_injected in zip(reversed(cells), reversed(injected)) if is_injected)
+    for name in _assigned(latest):
+        checks.one_of("notebook parameter", name, sorted({*known, *own}))
+
+
+def _executed_cells() -> list[str]:
+    """Sources of the cells that this kernel has run, oldest first; none outside IPython."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return [] if shell is None else [inspect.cleandoc(cell) + "\n" for cell in shell.history_manager.input_hist_raw]
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that a cell assigns."""
+    try:
+        found = ast.walk(ast.parse(source))
+    except SyntaxError:  # a magic command
+        return []
+    return [node.id for node in found if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+
+
+def _own_overlap(point: dict[str, Any]) -> dict[str, Any]:
+    """The grid "2x2+4" is 2x2 with overlap 4."""
+    grid, plus, overlap = str(point.get("grid", "")).partition("+")
+    return {**point, "grid": grid, "overlap": overlap} if plus else point
+
+
+# ── folders and files ──
+
+
+def project_folder() -> Path:
+    """The companion's root: the folder above this one that has notebooks/, or above the caller's.
+
+    So a relative folder means the same whether papermill, nbval or JupyterLab runs a notebook.
+    """
+    above = [*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents]
+    roots = (folder for folder in above if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file())
+    return next(roots, Path.cwd())
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path as it is, a relative one below `project_folder()`."""
+    return project_folder() / Path(path).expanduser()
+
+
+def read_yaml(path: str | Path) -> tuple[Path, Any]:
+    """A plan or configuration, and where it is: from the current folder, else below the project's root.
+
+    Raises:
+        FileNotFoundError: it is in neither.
+        ValueError: it is not YAML.
+    """
+    import yaml
+
+    found = Path(path).absolute() if Path(path).exists() else resolve(path)
+    try:
+        return found, yaml.safe_load(found.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{found} is not YAML: {error}") from None
+
+
+def read_point(path: str | Path) -> tuple[Experiment, Path]:
+    """The configuration of a coherent training: fields of an `Experiment`, one strategy, and the output folder.
+
+    Raises:
+        ValueError: an unknown key (the nearest is named), no output, or a value that is not allowed.
+    """
+    path, given = read_yaml(path)
+    if not isinstance(given, dict) or not given.get("output"):
+        raise ValueError(f"{path}: a mapping with output, strategy and fields of an experiment is needed.")
+    fields = [name for name in Experiment.__dataclass_fields__ if name not in ("strategies", "local_losses")]
+    for name in given:
+        checks.one_of(f"key of {path.name}", name, ["output", "strategy", *fields])  # local losses: in one process
+    output, strategy = resolve(given.pop("output")), given.pop("strategy", "coherent")
+    return Experiment(**given, strategies=(checks.one_of("strategy", strategy, ("coherent", "transfer")),)), output
 
 
 def output_folder(path: str | None) -> Path | None:
-    """The folder for records and figures, created and tried; relative ones lie below the project's root."""
-    return None if path is None else files.writable_folder(files.resolve(path))
+    """The folder for records and figures, created, tried and printed; relative ones lie below the project's root."""
+    if path is None:
+        return None
+    folder = files.writable_folder(resolve(path))
+    print(f"output: {folder}")
+    return folder
 
 
 def tables_folder(folder: Path | None, name: str, frame: "pd.DataFrame") -> Path | None:
@@ -152,7 +223,7 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     def means(of: "pd.DataFrame") -> "pd.Series":
         return of[of["strategy"] != "coherent"].groupby(["record", "strategy"], sort=False)["test_accuracy"].mean()
 
-    path = files.resolve(reference)
+    path = resolve(reference)
     known = pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False) if path.exists() else None
     if known is None or not set(frame["record"]) <= set(known["record"]):
         print(f"No reference for these parameters in {reference}.")
@@ -163,35 +234,3 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     but = " but those of the coherent model" if "coherent" in set(frame["strategy"]) else ""
     print(f"Every test accuracy{but} agrees with {reference} within {100 * tolerance:g} points.")
     return True
-
-
-def _own_overlap(point: dict[str, Any]) -> dict[str, Any]:
-    """The grid "2x2+4" is 2x2 with overlap 4."""
-    grid, plus, overlap = str(point.get("grid", "")).partition("+")
-    return {**point, "grid": grid, "overlap": _number("an overlap after +", overlap)} if plus else point
-
-
-def _number(what: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{what} must be whole numbers with spaces between them, got {text!r}.") from None
-
-
-def _executed_cells() -> list[str]:
-    """Sources of the cells that this kernel has run, oldest first; none outside IPython."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    return [] if shell is None else [inspect.cleandoc(cell) + "\n" for cell in shell.history_manager.input_hist_raw]
-
-
-def _assigned(source: str) -> list[str]:
-    """Names that a cell assigns at its top level."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:
-        return []
-    targets = [t for n in body if isinstance(n, ast.Assign) for t in n.targets]
-    targets += [n.target for n in body if isinstance(n, ast.AnnAssign)]
-    return [t.id for t in targets if isinstance(t, ast.Name)]

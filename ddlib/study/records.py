@@ -8,11 +8,13 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +160,19 @@ def load(path: str | Path) -> Record:
         raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
+def find(folder: Path, name: str) -> Record | None:
+    """The record of that name, where there is a whole one; a damaged one is set aside, with a warning."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        return load(path)
+    except files.DamagedFile as error:
+        away = [files.set_aside(part).name for part in (path, path.with_suffix(".npz")) if part.exists()]
+        warnings.warn(f"{error} It was set aside as {' and '.join(away)}.", stacklevel=3)
+        return None
+
+
 def load_all(folder: str | Path) -> list[Record]:
     """All records below a folder, by name."""
     return [load(path) for path in sorted(Path(folder).rglob("*.json")) if not path.name.startswith(".")]
@@ -168,20 +183,23 @@ def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
     import pandas as pd
 
     found = load_all(source) if isinstance(source, (str, Path)) else source
-    frames = [
-        record.frame().assign(
-            augment="yes" if record.parameters.get("augment", True) else "no",
-            variant=record.variant,
-            settings=record.settings,
-            record=record.name,
-            outdated=record.outdated,
-            computed=record.computed,
-            commit=record.provenance["commit"][:10],
-        )
+    rows = [
+        {
+            **row,
+            "augment": "yes" if record.parameters.get("augment", True) else "no",
+            "variant": record.variant,
+            "settings": record.settings,
+            "record": record.name,
+            "outdated": record.outdated,
+            "computed": record.computed,
+            "commit": record.provenance["commit"][:10],
+        }
         for record in found
+        for row in record.rows
     ]
-    columns = [*ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    return pd.DataFrame(
+        rows, columns=[*ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
+    )
 
 
 def record_name(parameters: dict[str, Any]) -> str:
@@ -201,7 +219,7 @@ def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "results": RESULTS,
-        "versions": {name: _version(name) for name in ("torch", "torchvision", "numpy", "pandas")},
+        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas")},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
@@ -219,16 +237,7 @@ def _git(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()

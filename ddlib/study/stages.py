@@ -1,18 +1,16 @@
-"""The trainings and predictions behind an experiment, each made once, when it is first asked for."""
+"""The trainings and predictions behind a point of a table, each made once, when it is first asked for."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import channels
-from ..aggregation import DenseAggregator, average_probability, importance, majority_vote
+from ..aggregation import DenseAggregator, average_probability, majority_vote
 from ..backbones import build, count_parameters
 from ..decomposition import Decomposition
 from ..devices import choose_device, choose_precision
@@ -21,29 +19,15 @@ from ..images import ImageSet, Split
 from ..local import LocalCNNs
 from ..model import CNNDNN, BothLevels
 from ..ranks import from_first, train_coherent
-from ..training import Recipe, accuracy, fit, predict, train_aggregator
+from ..training import accuracy, fit, predict, train_aggregator
 from . import records
+from .configuration import CHANNELS, SEVERAL, STRATEGIES, Configuration
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# strategy → the trainings that it needs
-STRATEGIES: dict[str, tuple[str, ...]] = {
-    "global": ("global",),
-    "local": ("local",),
-    "average": ("local",),
-    "vote": ("local",),
-    "cnn-dnn": ("local", "dense network"),
-    "coherent": ("coherent",),
-    "transfer": ("local", "dense network", "transfer"),
-    "sub-networks": ("sub-networks",),
-    "composed": ("sub-networks",),
-    "channels": ("sub-networks", "channels"),
-}
 # strategies that only combine local probabilities: (n, N, K) → (n, K)
 AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"average": average_probability, "vote": majority_vote}
-CHANNELS = ("sub-networks", "composed", "channels")  # P3's: split along the channels instead of the image
-SEVERAL = ("local", "sub-networks")  # strategies of N networks, each with a figure of its own
 
 
 def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> float:
@@ -64,72 +48,56 @@ def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> f
 
 
 class Stages:
-    """The trainings and predictions of one `Experiment`."""
+    """The trainings of a point, in the order of the papers, and the predictions of its strategies.
 
-    def __init__(self, experiment: Any, data: ImageSet, folder: Path | None, progress: bool):
-        self.experiment, self.data, self.folder, self.progress = experiment, data, folder, progress
+    Attributes:
+        histories: a row an epoch, for each training that was made.
+        sizes: the number of weights that it trained.
+    """
+
+    def __init__(self, point: Configuration, data: ImageSet, folder: Path | None, progress: bool):
+        """`folder` is where checkpoints are kept, below checkpoints/; None keeps none.
+
+        Raises:
+            ValueError: what does not fit the images; before any training.
+        """
+        self.point, self.data, self.folder, self.progress = point, data, folder, progress
         self.device = choose_device("auto")
-        self.decomposition = experiment.decomposition(data)
+        self.decomposition = point.decomposition(data)
         self.histories: dict[str, pd.DataFrame] = {}
         self.sizes: dict[str, int] = {}
-        if experiment.batch_size > len(data.train):
-            raise ValueError(f"batch_size {experiment.batch_size} is larger than the data: {len(data.train)} images.")
-        folds = experiment.out_of_fold or 1
-        left = len(data.train) - math.ceil(len(data.train) / folds) if folds > 1 else len(data.train)
-        if experiment.batch_size > left:
-            told = f"what {folds} folds leave to train on"
-            raise ValueError(f"batch_size {experiment.batch_size} is larger than {told}: {left} images.")
-        if set(experiment.strategies) & {*CHANNELS}:
-            subs = self._sub_networks()
-            channels.compose(subs)  # what cannot be composed fails now, not after the training
-            share = len(data.train) // len(subs)
-            if experiment.samples == "shares" and experiment.batch_size > share:
-                raise ValueError(
-                    f"batch_size {experiment.batch_size} is larger than a sub-network's share: {share} images."
-                )
+        self._predicted: dict[tuple[str, str], Tensor] = {}
+        images = [(len(data.train), "the data")]
+        if point.out_of_fold:
+            left = len(data.train) * (point.out_of_fold - 1) // point.out_of_fold
+            images.append((left, f"what {point.out_of_fold} folds leave to train on"))
+        if {*point.strategies} & {*CHANNELS}:
+            sub_networks = self._sub_networks()
+            channels.compose(sub_networks)  # what cannot be composed fails now, not after the training
+            if point.samples == "shares":
+                images.append((len(data.train) // len(sub_networks), "a sub-network's share"))
+        for count, what in images:
+            if point.batch_size > count:
+                raise ValueError(f"batch_size {point.batch_size} is larger than {what}: {count} images.")
 
     # ── trainings ──
 
     @cached_property
     def global_cnn(self) -> nn.Module:
-        net = self._fresh(lambda: build(self.experiment.backbone, **self._size(), dims=len(self.data.image_shape)))
+        net = self._fresh(lambda: build(self.point.backbone, **self._size(), dims=len(self.data.image_shape)))
         return self._fit("global", net)
 
     @cached_property
     def local(self) -> LocalCNNs:
         return self._train_local("local", self._fresh(self._local_cnns), self.data.train)
 
-    def _train_local(self, stage: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
-        options = {"engine": self.experiment.engine, "progress": self.progress and stage.replace("local", "local CNNs")}
-        return self._keep(
-            stage, local, lambda recipe, path: train_local(local, images, recipe, checkpoint=path, **options)
-        )
-
     @cached_property
     def cnn_dnn(self) -> CNNDNN:
-        model = CNNDNN(self.local, self._fresh(self._dense_network))
-        p = self._out_of_fold() if self.experiment.out_of_fold else self.local_probabilities("train")
-        options = {"probabilities": p, "progress": self.progress and "dense network"}
-        self._keep(
-            "dense network",
-            model.head,
-            lambda recipe, path: train_aggregator(model, self.data, recipe, checkpoint=path, **options),
-        )
+        stage, model = "dense network", CNNDNN(self.local, self._fresh(self._dense_network))
+        p = self._out_of_fold() if self.point.out_of_fold else self.probabilities("local", "train")
+        history = train_aggregator(model, self.data, probabilities=p, **self._how(stage))
+        self._keep(stage, model.head, history)
         return model
-
-    def _out_of_fold(self) -> Tensor:
-        """(n, N, K): each training image's local probabilities by local CNNs that were trained on the other folds."""
-        train, folds = self.data.train, self.experiment.out_of_fold
-        fold = torch.empty(len(train), dtype=torch.int64)
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.experiment.seed))
-        order = order[train.labels[order].argsort(stable=True)]  # each class in proportion
-        fold[order] = torch.arange(len(train)) % folds
-        p = torch.empty(len(train), len(self.decomposition), self.data.num_classes)
-        for k in range(folds):
-            others, own = train.some(fold != k), train.some(fold == k)
-            local = self._train_local(f"local, fold {k + 1}", self._fresh(self._local_cnns), others)
-            p[fold == k] = predict(local, own, precision=self.experiment.precision)
-        return p
 
     @cached_property
     def coherent(self) -> CNNDNN:
@@ -143,9 +111,9 @@ class Stages:
 
     @cached_property
     def sub_networks(self) -> LocalCNNs:
-        e, local = self.experiment, self._fresh(self._sub_networks)
-        shared = e.samples == "shares"
-        images = channels.shares(self.data.train, len(local), e.seed) if shared else self.data.train
+        local, images = self._fresh(self._sub_networks), self.data.train
+        if self.point.samples == "shares":
+            images = channels.shares(images, len(local), self.point.seed)
         return self._train_local("sub-networks", local, images)
 
     @cached_property
@@ -156,166 +124,111 @@ class Stages:
     def channels(self) -> nn.Module:
         return self._fit("channels", channels.compose(self.sub_networks))
 
-    def _sub_networks(self) -> LocalCNNs:
-        """P sub-networks of the global network's kind, each with a P-th of its width, on whole images or windows."""
-        e, shape = self.experiment, self.data.image_shape
-        parts = e.channel_parts or len(self.decomposition)
-        whole = {f"channels {p}": [(0, length) for length in shape] for p in range(parts)}
-        windows = self.decomposition if e.samples == "windows" else Decomposition.regions(shape, whole)
-        if e.width % parts or len(windows) != parts:
-            raise ValueError(f"width {e.width} and {len(windows)} windows do not fit {parts} sub-networks.")
-        return LocalCNNs(e.backbone, windows, **self._size(), local_width=e.width // parts)
+    def model(self, strategy: str) -> nn.Module:
+        """The trained network of a strategy, but of those in `AGGREGATES`, which have none of their own."""
+        return self.global_cnn if strategy == "global" else getattr(self, strategy.replace("-", "_"))
+
+    def _train_local(self, stage: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
+        history = train_local(local, images, engine=self.point.engine, **self._how(stage))
+        return self._keep(stage, local, history)
 
     def _fit(self, stage: str, model: nn.Module) -> nn.Module:
-        test = self.data.test
-        followed = {
-            "test_accuracy": lambda m: accuracy(
-                predict(model if both else m, test, precision=self.experiment.precision), test.labels
-            )
-        }
-        both = self.experiment.local_losses and stage in ("coherent", "transfer")
+        test, precision = self.data.test, self.point.precision
+
+        def test_accuracy(trained: nn.Module) -> float:  # on ranks, of their share of the model
+            network = trained.model if isinstance(trained, BothLevels) else trained
+            return accuracy(predict(network, test, precision=precision), test.labels)
+
+        both = self.point.local_losses and stage in ("coherent", "transfer")
         trained = BothLevels(model) if both else model
         train = train_coherent if isinstance(trained, CNNDNN) else fit  # on all ranks, where there are several
-        options = {"metrics": followed, "progress": self.progress and stage}
-        return self._keep(
-            stage, model, lambda recipe, path: train(trained, self.data, recipe, checkpoint=path, **options)
-        )
+        history = train(trained, self.data, metrics={"test_accuracy": test_accuracy}, **self._how(stage))
+        return self._keep(stage, model, history)
 
-    def _keep(self, stage: str, model: nn.Module, train: Callable[[Recipe, Path | None], "pd.DataFrame"]) -> nn.Module:
-        """Train a stage, with a checkpoint named by all that determines it."""
-        recipe, path = self.experiment.recipe(stage), None
-        if self.folder is not None:
-            path = self.folder / "checkpoints" / f"{stage.replace(' ', '-')}-{self._stage_key(stage)[:16]}.pt"
-        self.histories[stage] = train(recipe, path)
-        self.sizes[stage] = count_parameters(model)
-        return model.to(self.device)
+    def _out_of_fold(self) -> Tensor:
+        """(n, N, K): each training image's local probabilities by local CNNs that were trained on the other folds."""
+        train, folds = self.data.train, self.point.out_of_fold
+        fold = torch.empty(len(train), dtype=torch.int64)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.point.seed))
+        order = order[train.labels[order].argsort(stable=True)]  # each class in proportion
+        fold[order] = torch.arange(len(train)) % folds
+        p = torch.empty(len(train), len(self.decomposition), self.data.num_classes)
+        for k in range(folds):
+            others, own = train.some(fold != k), train.some(fold == k)
+            local = self._train_local(f"local, fold {k + 1}", self._fresh(self._local_cnns), others)
+            p[fold == k] = predict(local, own, precision=self.point.precision)
+        return p
 
-    def _stage_key(self, stage: str) -> str:
-        """A hash of all that determines the weights of a stage."""
-        e = self.experiment
-        before = next((STRATEGIES[s] for s in STRATEGIES if STRATEGIES[s][-1] == stage), (stage,))
-        split = "sub-networks" in before
-        content = {
-            "data": self.data.digest,
-            "net": [e.backbone, e.width, e.seed],
-            "windows": None if stage == "global" else self.decomposition.bounds,
-            "sub-networks": [e.channel_parts, e.samples] if split else None,
-            "recipes": {s: asdict(e.recipe(s)) for s in {*before, stage}},
-            "ours": [e.out_of_fold if len(before) > 1 or "fold" in stage else None, e.local_losses],
-            "engine": e.engine,
-            "device": [self.device.type, choose_precision(e.precision, self.device), torch.get_num_threads()],
-            "versions": [torch.__version__, records.RESULTS],
-        }
-        return records.key(content)
+    # ── what trainings start from, and leave ──
 
     def _fresh(self, make: Callable[[], Any]) -> Any:
         """A model with initial weights that the seed alone determines."""
         with torch.random.fork_rng():
-            torch.manual_seed(self.experiment.seed)
+            torch.manual_seed(self.point.seed)
             return make()
 
     def _local_cnns(self) -> LocalCNNs:
-        return LocalCNNs(self.experiment.backbone, self.decomposition, **self._size())
+        return LocalCNNs(self.point.backbone, self.decomposition, **self._size())
 
     def _dense_network(self) -> DenseAggregator:
         return DenseAggregator(len(self.decomposition), self.data.num_classes)
 
+    def _sub_networks(self) -> LocalCNNs:
+        """P sub-networks of the global network's kind, each with a P-th of its width, on whole images or windows."""
+        point, shape = self.point, self.data.image_shape
+        parts = point.channel_parts or len(self.decomposition)
+        whole = {f"channels {p}": [(0, length) for length in shape] for p in range(parts)}
+        windows = self.decomposition if point.samples == "windows" else Decomposition.regions(shape, whole)
+        if point.width % parts or len(windows) != parts:
+            raise ValueError(f"width {point.width} and {len(windows)} windows do not fit {parts} sub-networks.")
+        return LocalCNNs(point.backbone, windows, **self._size(), local_width=point.width // parts)
+
     def _size(self) -> dict[str, int]:
-        return {"in_channels": self.data.channels, "num_classes": self.data.num_classes, "width": self.experiment.width}
+        return {"in_channels": self.data.channels, "num_classes": self.data.num_classes, "width": self.point.width}
+
+    def _how(self, stage: str) -> dict[str, Any]:
+        """The recipe of a training, its progress bar, and its checkpoint, named by all that determines the weights."""
+        title = "local CNNs" + stage.removeprefix("local") if stage.startswith("local") else stage
+        path = None
+        if self.folder is not None:
+            path = self.folder / "checkpoints" / f"{stage.replace(' ', '-')}-{self._key(stage)[:16]}.pt"
+        return {"recipe": self.point.recipe(stage), "checkpoint": path, "progress": self.progress and title}
+
+    def _key(self, stage: str) -> str:
+        """A hash of all that determines the weights of a stage: what points have in common they share."""
+        point = self.point
+        trainings = {needed[-1]: needed for needed in STRATEGIES.values()}.get(stage, (stage,))  # up to this one
+        learns_from_folds = "dense network" in trainings or "fold" in stage
+        content = {
+            "data": self.data.digest,
+            "net": [point.backbone, point.width, point.seed],
+            "windows": None if stage == "global" else self.decomposition.bounds,
+            "sub-networks": [point.channel_parts, point.samples] if "sub-networks" in trainings else None,
+            "recipes": {training: asdict(point.recipe(training)) for training in trainings},
+            "ours": [point.out_of_fold if learns_from_folds else None, point.local_losses],
+            "engine": point.engine,
+            "device": [self.device.type, choose_precision(point.precision, self.device), torch.get_num_threads()],
+            "versions": [torch.__version__, records.RESULTS],
+        }
+        return records.key(content)
+
+    def _keep(self, stage: str, model: nn.Module, history: "pd.DataFrame") -> nn.Module:
+        self.histories[stage], self.sizes[stage] = history, count_parameters(model)
+        return model.to(self.device)
 
     # ── predictions ──
 
-    def local_probabilities(self, half: str) -> Tensor:
-        """(n, N, K) of the trained local CNNs, computed once."""
-        if half not in self._local_probabilities:
-            self._local_probabilities[half] = self._predict(self.local, half)
-        return self._local_probabilities[half]
-
-    @cached_property
-    def _local_probabilities(self) -> dict[str, Tensor]:
-        return {}
-
-    def _predict(self, model: nn.Module, half: str) -> Tensor:
-        return predict(model, getattr(self.data, half), precision=self.experiment.precision)
-
     def probabilities(self, strategy: str, half: str) -> Tensor:
-        """(n, K), for "local" (n, N, K), on the "train" or "test" images."""
+        """(n, K), for several networks (n, N, K), on the "train" or "test" images; computed once."""
+        if (strategy, half) not in self._predicted:
+            self._predicted[strategy, half] = self._predict(strategy, half)
+        return self._predicted[strategy, half]
+
+    def _predict(self, strategy: str, half: str) -> Tensor:
         if strategy in AGGREGATES:
-            return AGGREGATES[strategy](self.local_probabilities(half))
-        match strategy:
-            case "global":
-                return self._predict(self.global_cnn, half)
-            case "local":
-                return self.local_probabilities(half)
-            case "cnn-dnn":
-                head = self.cnn_dnn.head
-                with torch.no_grad():
-                    return head(self.local_probabilities(half).to(self.device)).softmax(-1).cpu()
-            case "coherent":
-                return self._predict(self.coherent, half)
-            case "transfer":
-                return self._predict(self.transfer, half)
-            case "sub-networks":
-                return self._predict(self.sub_networks, half)
-            case "composed":
-                return self._predict(self.composed, half)
-            case "channels":
-                return self._predict(self.channels, half)
-        raise AssertionError(strategy)
-
-    # ── what is left ──
-
-    def rows(self) -> list[dict[str, Any]]:
-        return [row for strategy in self.experiment.strategies for row in self._rows(strategy)]
-
-    def _rows(self, strategy: str) -> list[dict[str, Any]]:
-        import pandas as pd
-
-        e = self.experiment
-        several, reached = strategy in SEVERAL, {}
-        for half in ("train", "test"):
-            value = accuracy(self.probabilities(strategy, half), getattr(self.data, half).labels)
-            reached[half] = value if several else [value]
-        history = pd.concat([frame.assign(stage=stage) for stage, frame in self.histories.items()])
-        names = ("",)
-        if several:
-            names = (self.local if strategy == "local" else self.sub_networks).decomposition.names
-        point = {key: getattr(e, key) for key in ("dataset", "backbone", "width", "grid", "overlap")}
-        return [
-            {
-                **point,
-                "strategy": strategy,
-                "subdomain": name,
-                "seed": e.seed,
-                "epochs": e.epochs,
-                "train_accuracy": reached["train"][i],
-                "test_accuracy": reached["test"][i],
-                "parameters": self._parameters(strategy) // len(names),
-                "seconds": round(seconds(history, strategy), 3),
-            }
-            for i, name in enumerate(names)
-        ]
-
-    def _parameters(self, strategy: str) -> int:
-        if strategy == "composed":
-            return count_parameters(self.composed)
-        stages = STRATEGIES[strategy]  # of which the last of three contains the others
-        return self.sizes[stages[-1]] if strategy in ("transfer", "channels") else sum(self.sizes[s] for s in stages)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        small = np.uint8 if self.data.num_classes <= 256 else np.int64
-        arrays = {"labels": self.data.test.labels.numpy().astype(small)}
-        labels = self.data.test.labels
-        for strategy in self.experiment.strategies:
-            p = self.probabilities(strategy, "test")
-            arrays[f"predicted/{strategy}"] = p.argmax(-1).numpy().T.astype(small)
-            if p.shape[-1] == 2:
-                arrays[f"score/{strategy}"] = p[..., 1].numpy().T.astype(np.float32)
-        if "cnn-dnn" in self.experiment.strategies:
-            arrays["importance"] = np.array(importance(self.cnn_dnn.head, self.local_probabilities("test"), labels))
-        if set(self.experiment.strategies) & {*CHANNELS} and self.experiment.samples != "windows":
-            log_p = predict(self.sub_networks, self.data.test, precision="fp32").log()  # bf16 would round the bounds
-            arrays |= {f"bounds/{name}": np.array(x) for name, x in channels.bounds(log_p, labels).items()}
-        for stage, history in self.histories.items():
-            arrays |= {f"history/{stage}/{column}": history[column].to_numpy() for column in history}
-        return arrays
+            return AGGREGATES[strategy](self.probabilities("local", half))
+        model = self.model(strategy)
+        if strategy == "cnn-dnn":
+            with torch.no_grad():
+                return model.head(self.probabilities("local", half).to(self.device)).softmax(-1).cpu()
+        return predict(model, getattr(self.data, half), precision=self.point.precision)

@@ -12,24 +12,29 @@ A plan is YAML: a notebook, the folder of its records, and its parameters, where
 A plan of several such blocks has them as a list under `blocks`.
 """
 
+import ast
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import papermill
+from filelock import FileLock
 
 from .. import checks, files
+from ..training import progress_bar
 from . import records
 from .experiment import Experiment
-from .parameters import LISTS, points
-from .workers import Workers
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .parameters import points, project_folder, read_yaml, resolve
 
 BLOCK = ("notebook", "output", "parameters")
 
@@ -49,16 +54,17 @@ class Point:
 
     def status(self) -> str:
         """ "new", "on record", or "outdated": on record, but figures would come out differently now."""
-        path = self.output / f"{self.name}.json"
-        if not path.exists():
-            return "new"
         try:
-            record = records.load(path)
+            record = records.load(self.output / f"{self.name}.json")
         except files.DamagedFile:
-            return "new"  # `Experiment.record` sets it aside
-        if not set(self.experiment.strategies) <= set(record.strategies):
+            return "new"  # or damaged, and `Experiment.record` sets it aside
+        if not {*self.experiment.strategies} <= {*record.strategies}:
             return "new"
         return "outdated" if record.outdated else "on record"
+
+    def task(self, force: bool) -> tuple[str, str, str, dict[str, Any]]:
+        """The arguments of `run_point`, plain data."""
+        return str(self.notebook), str(self.output), self.name, {**self.parameters, "reuse": not force}
 
 
 def read_plan(path: str | Path) -> list[Point]:
@@ -67,71 +73,60 @@ def read_plan(path: str | Path) -> list[Point]:
     Raises:
         ValueError: an unknown key, notebook, parameter or value; the nearest allowed one is named.
     """
-    import yaml
-
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+    path, content = read_yaml(path)
     blocks = content["blocks"] if isinstance(content, dict) and list(content) == ["blocks"] else [content]
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise ValueError(f"{path}: a plan is a mapping with {', '.join(BLOCK)}, or a list of them under 'blocks'.")
     expanded = [point for block in blocks for point in _expand(block, path)]
-    twice = {p.name for p in expanded if sum(q.name == p.name and q.output == p.output for q in expanded) > 1}
+    counted = Counter((point.output, point.name) for point in expanded)
+    twice = [name for (_, name), count in counted.items() if count > 1]
     if twice:
-        raise ValueError(f"{path} asks for the same point more than once: {', '.join(sorted(twice))}.")
+        raise ValueError(f"{path} asks for the same point more than once: {', '.join(twice)}.")
     return expanded
 
 
-def _expand(block: dict[str, Any], path: Path) -> Iterable[Point]:
+def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
     for key in block:
         checks.one_of(f"key of {path.name}", key, BLOCK)
     for key in BLOCK:
-        if key not in block:
-            raise ValueError(f"{path}: the key {key!r} is missing.")
-    folder = files.project_folder() / "notebooks"
-    known = {p.stem: _defaults(p) for p in sorted(folder.glob("*.ipynb"))}
-    known = {name: defaults for name, defaults in known.items() if "strategies" in defaults}
-    name = checks.one_of("notebook", str(block["notebook"]), known)
-    notebook, defaults = folder / f"{name}.ipynb", known[name]
+        if block.get(key) in (None, ""):
+            raise ValueError(f"{path}: the key {key!r} is missing or empty.")
     if not isinstance(block["parameters"], dict):
         raise ValueError(f"{path}: parameters must be a mapping, got {block['parameters']!r}.")
-    output = files.resolve(block["output"])
+    known = {notebook.stem: notebook for notebook in sorted((project_folder() / "notebooks").glob("*.ipynb"))}
+    name = checks.one_of("notebook", str(block["notebook"]), known)
+    usual = {k: ast.literal_eval(p["default"]) for k, p in papermill.inspect_notebook(str(known[name])).items()}
+    if "strategies" not in usual:
+        raise ValueError(f"notebook {name!r} of {path} makes no records of points.")
     for key in block["parameters"]:
-        checks.one_of(f"parameter of {name}", key, defaults)
+        checks.one_of(f"parameter of {name}", key, usual)
     lists = {k: v if isinstance(v, list) else [v] for k, v in block["parameters"].items()}
+    output = resolve(block["output"])
     for values in itertools.product(*lists.values()):
-        given = dict(zip(lists, values, strict=True)) | {"output": str(output)}
-        asked = {k: v for k, v in {**defaults, **given}.items() if k not in ("output", "reuse")}
+        given = dict(zip(lists, values, strict=True))
+        asked = {k: v for k, v in {**usual, **given}.items() if k not in ("output", "reuse")}
         found = points(**asked)
         if len(found) != 1:
-            several = {k: asked[k] for k in LISTS if k in asked}
-            raise ValueError(f"{path}: a point has one value of each, got {several}; write YAML lists instead.")
-        yield Point(notebook, output, {k: _as_text(k, v) for k, v in given.items()}, found[0])
+            raise ValueError(f"{path}: a point has one value of each, got {asked}; write YAML lists instead.")
+        yield Point(known[name], output, {**given, "output": str(output)}, found[0])
 
 
-def _as_text(key: str, value: Any) -> Any:
-    """Notebooks take their lists as text."""
-    return str(value) if key in LISTS else value
-
-
-def _defaults(notebook: Path) -> dict[str, Any]:
-    """The parameters of a notebook with their default values, as papermill sees them."""
-    import ast
-
-    from papermill import inspect_notebook
-
-    return {name: ast.literal_eval(p["default"]) for name, p in inspect_notebook(str(notebook)).items()}
-
-
-def table(plan: list[Point]) -> "pd.DataFrame":
+def table(plan: list[Point]) -> pd.DataFrame:
     """A row a point: its name, its status and its parameters."""
-    import pandas as pd
+    rows = [
+        {"point": p.name, "status": p.status(), "notebook": p.notebook.stem, **p.experiment.parameters} for p in plan
+    ]
+    return pd.DataFrame(rows)
 
-    return pd.DataFrame(
-        [{"point": p.name, "status": p.status(), "notebook": p.notebook.stem, **p.experiment.parameters} for p in plan]
-    )
+
+def select(plan: list[Point], expression: str) -> list[Point]:
+    """The points for which a pandas query over the columns of `table` holds, e.g. "grid == '2x2'"."""
+    frame = table(plan)
+    try:
+        kept = frame.query(expression).index
+    except Exception as error:
+        raise ValueError(f"{expression!r} cannot be evaluated ({error}); columns: {', '.join(frame)}.") from None
+    return [plan[index] for index in kept]
 
 
 def run(
@@ -141,7 +136,7 @@ def run(
     jobs: int = 1,
     force: bool = False,
     report: Callable[[str], None] = print,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Run the points that are not on record; a failed one does not stop the others.
 
     Args:
@@ -151,93 +146,107 @@ def run(
     Returns:
         A row a point: point, result ("done", "skipped", "failed"), reason.
     """
-    import pandas as pd
-    from tqdm import tqdm
-
-    checks.whole("jobs", jobs, 1)
-    for folder in {point.output for point in plan}:
+    for folder in {point.output / below for point in plan for below in ("checkpoints", "notebooks")}:
         files.writable_folder(folder)
-    known = {id(point): point.status() for point in plan}
-    outdated = [point.name for point in plan if known[id(point)] == "outdated"]
-    if outdated and not force:
+    frame = pd.DataFrame({"point": [p.name for p in plan], "result": "skipped", "reason": [p.status() for p in plan]})
+    outdated = frame["point"][frame["reason"] == "outdated"]
+    if len(outdated) and not force:
         report(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
-    todo = [point for point in plan if force or known[id(point)] == "new"]
-    results = {(point.output, point.name): ("skipped", known[id(point)]) for point in plan if point not in todo}
-    given = os.environ.get("OMP_NUM_THREADS", "")  # the user's own choice stays
-    threads = None if executor or given else max(1, (os.cpu_count() or 1) // jobs)
-    with nullcontext(executor) if executor else Workers(jobs) as place:
-
-        def submit(points: list[Point], wait: bool) -> dict[Future, Point]:
-            return {
-                place.submit(run_point, str(p.notebook), str(p.output), p.name, p.parameters, force, threads, wait): p
-                for p in points
-            }
-
-        tasks, bar = submit(todo, False), tqdm(total=len(todo), desc="points", unit="point", disable=not todo)
-        while tasks:
-            busy = []
-            for task in as_completed(tasks):
-                point = tasks[task]
-                try:
-                    reason = task.result()
-                except BrokenProcessPool:  # one worker died, and the pool with it: whose fault it was, is found out
-                    reason = _alone(point, force, threads)
-                except Exception as error:
-                    reason = f"{type(error).__name__}: {error}"
-                if reason is None:
-                    busy.append(point)
-                    continue
-                results[point.output, point.name] = ("failed", reason) if reason else ("done", "")
-                bar.set_postfix_str(f"{point.name} {'failed' if reason else 'done'}", refresh=False)
-                bar.update()
-            if busy:
-                report(f"Another sweep is at work on these points; waiting for it: {', '.join(p.name for p in busy)}")
-            tasks = submit(busy, True)
-        bar.close()
-    return pd.DataFrame([(p.name, *results[p.output, p.name]) for p in plan], columns=["point", "result", "reason"])
-
-
-def _alone(point: Point, force: bool, threads: int | None) -> str | None:
-    """Run a point that was lost with its pool again, in a process of its own, waiting where it must."""
-    arguments = str(point.notebook), str(point.output), point.name, point.parameters, force, threads, True
-    with Workers(1) as own:
+    todo = frame.index if force else frame.index[frame["reason"] == "new"]
+    with nullcontext(executor) if executor else Processes(jobs) as place:
+        tasks = {place.submit(run_point, *plan[index].task(force)): index for index in todo}
         try:
-            return own.submit(run_point, *arguments).result()
-        except BrokenProcessPool:
-            return "its process died (killed, or out of memory)"
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            with progress_bar("points", len(tasks), leave=True) as bar:
+                for task in as_completed(tasks):
+                    error, index = task.exception(), tasks[task]
+                    reason = f"{type(error).__name__}: {error}" if error else task.result()
+                    frame.loc[index, ["result", "reason"]] = ["failed" if reason else "done", reason]
+                    bar.set_postfix_str(" ".join(frame.loc[index, ["point", "result"]]), refresh=False)
+                    bar.update()
+        finally:
+            for task in tasks:  # where Ctrl-C has left some
+                task.cancel()
+    return frame
 
 
-def run_point(
-    notebook: str, output: str, name: str, parameters: dict[str, Any], force: bool, threads: int | None, wait: bool
-) -> str | None:
-    """The task of a sweep: execute a notebook.  May run twice.
+def run_point(notebook: str, output: str, name: str, parameters: dict[str, Any]) -> str:
+    """The task of a sweep: execute a notebook.  May run twice; the second waits, and finds the record.
 
     Returns:
-        Why it failed, or an empty text; None where another sweep is at work on the point and `wait` is False.
+        Why it failed, or an empty text.
     """
-    import papermill
+    with FileLock(Path(output) / "checkpoints" / f"{name}.lock"):
+        return execute(notebook, Path(output) / "notebooks" / f"{name}.ipynb", parameters)
 
-    os.environ.update({"DDLIB_PROGRESS": "0"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {}))
-    executed = Path(output) / "notebooks" / f"{name}.ipynb"
-    for folder in (executed.parent, Path(output) / "checkpoints"):
-        folder.mkdir(parents=True, exist_ok=True)
-    given = {**parameters, "reuse": not force}
-    with files.alone(Path(output) / "checkpoints" / f"{name}.lock", wait) as held:
-        if not held:
-            return None
-        try:
-            papermill.execute_notebook(
-                notebook,
-                str(executed),
-                given,
-                progress_bar=False,
-                log_output=False,
-                extra_arguments=["--log-level=ERROR"],
-            )
-        except papermill.PapermillExecutionError as error:
-            return f"{error.ename}: {error.evalue}"
-        except Exception as error:  # a kernel that died
-            return f"{type(error).__name__}: {error}"
+
+def execute(notebook: str | Path, executed: Path, parameters: dict[str, Any]) -> str:
+    """Run a notebook, quietly; why it failed, the error's name and value, or an empty text."""
+    os.environ["DDLIB_PROGRESS"] = "0"
+    quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=ERROR"]}
+    try:
+        papermill.execute_notebook(str(notebook), str(executed), parameters, **quiet)
+    except papermill.PapermillExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    except Exception as error:  # a kernel that died, a full disk
+        return f"{type(error).__name__}: {error}"
     return ""
+
+
+class Processes(ThreadPoolExecutor):
+    """Points on this machine, a few at a time, each in a process of its own: what kills one, kills no other.
+
+    Used by `with`; when the block is left by an error or Ctrl-C, the processes end.
+    """
+
+    def __init__(self, jobs: int):
+        super().__init__(checks.whole("jobs", jobs, 1))
+        self.children: list[subprocess.Popen] = []
+        self.stopped = False
+        threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs)  # the user's choice stays
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def submit(self, task: Callable[..., str], *arguments: Any) -> Future:
+        """`task` is `run_point`."""
+        return super().submit(self._run, arguments)
+
+    def _run(self, arguments: tuple[Any, ...]) -> str:
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-m", "ddlib.study.sweep", json.dumps(arguments)]
+        with subprocess.Popen(command, env=self.environment, **pipes) as child:
+            self.children.append(child)
+            if self.stopped:
+                child.terminate()
+            told = child.communicate()[1].strip().splitlines()
+        if child.returncode < 0:
+            return f"its process was killed by signal {-child.returncode}"
+        return told[-1] if child.returncode else ""
+
+    def __exit__(self, error: type[BaseException] | None, *details: Any) -> None:
+        self.stopped = error is not None
+        for child in self.children if self.stopped else ():
+            child.terminate()
+        self.shutdown(cancel_futures=self.stopped)
+
+
+if __name__ == "__main__":
+    reason = run_point(*json.loads(sys.argv[1]))
+    sys.exit(" ".join(reason.split()) or 0)  # one line on stderr
+
+
+@contextmanager
+def dask_executor(address: str, workers: int = 1) -> Iterator[Executor]:
+    """The executor of a Dask cluster (extra `cluster`): of the scheduler at an address, or "local", on this machine.
+
+    Raises:
+        ImportError: dask.distributed is not installed.
+        OSError: no scheduler answers at the address.
+    """
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError(f"Dask is not installed ({error}): pip install 'ddlib[cluster]'.") from None
+    own = LocalCluster(workers, threads_per_worker=1, dashboard_address=":0") if address == "local" else nullcontext()
+    with own, Client(address if address != "local" else own, timeout=20) as client:
+        print(f"Dask dashboard: {client.dashboard_link}")
+        with client.get_executor(retries=2) as executor:
+            yield executor
