@@ -163,12 +163,15 @@ def _left_out(place: Path, taken: Sequence[Path], leave_out: str) -> Iterator[st
     """The visible files that are not taken, counted by suffix and folder; masks that are."""
     known = {*taken, *(path.with_suffix(".img") for path in taken if path.suffix == ".hdr")}
     count: Counter[str] = Counter()
-    waiting = [place]
+    waiting, been = [place], set()  # folders; one that is linked to in a circle is looked into once
     while waiting:
         for path in _visible(waiting.pop()):
-            if path.is_dir() and not _matches(path, leave_out):
+            if _matches(path, leave_out) or path in known or path.resolve() in been:
+                continue
+            if path.is_dir():
                 waiting.append(path)
-            elif path not in known and not _matches(path, leave_out):
+                been.add(path.resolve())
+            else:
                 suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix or "nameless"
                 count[f"{suffix} in {path.parent.relative_to(place)}/"] += 1
     if count:
