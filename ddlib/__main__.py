@@ -5,8 +5,10 @@ Exit codes: 0 all went well, 1 something failed or disagrees, 2 the command cann
 
 import argparse
 import os
+import platform
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -122,17 +124,13 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from torch.utils import collect_env
-
     from .data.sets import data_folder
     from .study.records import provenance
     from .training import choose_device, choose_precision
 
     device, folder = choose_device(), data_folder()
-    facts = provenance(device.type, choose_precision("auto", device), 0)
-    for name in ("commit", "results", "versions", "python", "device", "cores", "threads", "precision"):
-        print(f"{name}: {facts[name]}")
-    print(f"system: {collect_env.get_os(collect_env.run)}, {collect_env.get_python_platform()}")
+    facts = {"system": platform.platform(), **provenance(device.type, choose_precision("auto", device), time.time())}
+    print(*(f"{name}: {fact}" for name, fact in facts.items()), sep="\n")
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     print(f"data folder: {folder}{'' if there == folder else ' (not there yet)'}")
     datasets(argparse.Namespace(action="list", name=None, root=None))

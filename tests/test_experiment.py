@@ -222,14 +222,14 @@ def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
         x = prepare(data.test.images, data.test)
         with torch.no_grad():
             found["transfer"] = model.eval()(x)
-        found["before"] = predict(runs[0].cnn_dnn, data.test, precision="fp32")
+        found["before"] = predict(runs[0].model("cnn-dnn"), data.test, precision="fp32")
         return real(model, data, recipe, **options)
 
     runs, make = [], stages.Stages.__init__
     monkeypatch.setattr(stages.Stages, "__init__", lambda self, *a: (runs.append(self), make(self, *a))[1])
     monkeypatch.setattr(stages, "train_coherent", fit)
     Experiment(**SMALL, strategies=("transfer", "cnn-dnn")).run(progress=False)
-    two_steps = runs[0].cnn_dnn
+    two_steps = runs[0].model("cnn-dnn")
     with torch.no_grad():
         p = predict(two_steps.local, runs[0].data.test, precision="fp32")
         assert (found["transfer"] - two_steps.head(p)).abs().max() < 1e-6

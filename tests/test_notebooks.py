@@ -190,22 +190,20 @@ def test_nbval_on_two_workers_from_another_folder(tmp_path: Path):
     assert re.search(r"\d+ passed", done.stdout)
 
 
+def told_of(monkeypatch: pytest.MonkeyPatch, *cells: str) -> None:
+    monkeypatch.setattr(nb, "_executed_cells", lambda: [f"{cell}\n" for cell in cells])
+    with nb.checking("epochs", "width"):
+        pass
+
+
 def test_injected_parameters_are_held_to_the_notebooks_own(monkeypatch: pytest.MonkeyPatch):
-    cells = ["import ddlib\n", "epochs = 3\noutput: str = ''\n", "# Parameters\nepochs = 4\noutput = 'x'\n"]
-    monkeypatch.setattr(nb, "_executed_cells", lambda: cells)
-    nb.check_injected({"epochs"})
-    cells[-1] = "# Parameters\nwidht = 4\n"
-    with pytest.raises(ValueError, match=r"'widht'\. Did you mean 'width'"):
-        nb.check_injected({"epochs", "width"})
-
-
-def test_an_injected_cell_may_be_edited_and_run_again(monkeypatch: pytest.MonkeyPatch):
-    cells = ["import ddlib\n", "epochs = 3\noutput: str = ''\n", "# Parameters\nepochs = 4\noutput = 'x'\n", "points\n"]
-    monkeypatch.setattr(nb, "_executed_cells", lambda: [*cells, "# Parameters\nepochs = 5\noutput = 'y'\n", "points\n"])
-    nb.check_injected({"epochs"})
-    monkeypatch.setattr(nb, "_executed_cells", lambda: [*cells, "# Parameters\nepoch = 5\n", "points\n"])
-    with pytest.raises(ValueError, match=r"'epoch'\. Did you mean 'epochs'"):
-        nb.check_injected({"epochs"})
+    """Also where that cell is edited and run again."""
+    cells = "import ddlib", "epochs = 3\noutput: str = ''", "# Parameters\nepochs = 4\noutput = 'x'"
+    told_of(monkeypatch, *cells)
+    told_of(monkeypatch, *cells, "points", "# Parameters\nepochs = 5\noutput = 'y'")
+    for before in (cells[:2], cells):
+        with pytest.raises(nb.ParameterError, match=r"'widht'\. Did you mean 'width'"):
+            told_of(monkeypatch, *before, "points", "# Parameters\nwidht = 5")
 
 
 def test_points_are_the_product_of_the_lists():

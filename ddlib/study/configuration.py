@@ -11,7 +11,7 @@ from ..decomposition import Decomposition, parse_grid
 from ..engines import ENGINES
 from ..images import ImageSet
 from ..training import PRECISIONS, RECIPES, Recipe
-from .records import VARIANT, record_name
+from .records import record_name
 
 # strategy → the trainings that it needs, in their order
 STRATEGIES: dict[str, tuple[str, ...]] = {
@@ -29,18 +29,9 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
 CHANNELS = ("sub-networks", "composed", "channels")  # P3's: split along the channels instead of the image
 SEVERAL = ("local", "sub-networks")  # strategies of N networks, each with a figure of its own
 
-# whole numbers and their least values
-LEAST = {
-    "overlap": 0,
-    "width": 1,
-    "epochs": 1,
-    "dense_epochs": 1,
-    "batch_size": 2,
-    "seed": 0,
-    "train_size": 2,
-    "channel_parts": 1,
-    "out_of_fold": 2,
-}
+# the least value of what is a whole number, and of what is one where it is given
+LEAST = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0}
+LEAST_IF_GIVEN = {"train_size": 2, "channel_parts": 1, "out_of_fold": 2}
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,7 @@ class Configuration:
 
     def __post_init__(self) -> None:
         samples = checks.one_of("samples", self.samples or "all", ("all", "shares", "windows"))
-        counted = [name for name in LEAST if name not in VARIANT or getattr(self, name) is not None]
+        least = LEAST | {name: low for name, low in LEAST_IF_GIVEN.items() if getattr(self, name) is not None}
         checked = {
             "dataset": checks.one_of("data set", self.dataset, DATASETS),
             "backbone": checks.one_of("backbone", self.backbone, BACKBONES),
@@ -106,7 +97,7 @@ class Configuration:
             "rate": checks.real("rate", number(self.rate), 0, open_low=True),
             "samples": None if samples == "all" else samples,
             "local_losses": checks.flag("local_losses", self.local_losses or False) or None,
-            **{name: checks.whole(name, number(getattr(self, name)), LEAST[name]) for name in counted},
+            **{name: checks.whole(name, number(getattr(self, name)), low) for name, low in least.items()},
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

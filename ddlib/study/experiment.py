@@ -111,7 +111,7 @@ def _rows(stages: Stages) -> list[dict[str, Any]]:
 def _weights(stages: Stages, strategy: str) -> int:
     """How many weights a strategy has in all its networks."""
     if strategy == "composed":
-        return count_parameters(stages.composed)
+        return count_parameters(stages.model("composed"))
     sizes = [stages.sizes[stage] for stage in STRATEGIES[strategy]]
     return sizes[-1] if strategy in ("transfer", "channels") else sum(sizes)  # the last contains the others
 
@@ -128,9 +128,9 @@ def _arrays(stages: Stages) -> dict[str, np.ndarray]:
             arrays[f"score/{strategy}"] = p[..., 1].numpy().T.astype(np.float32)
     if "cnn-dnn" in point.strategies:
         p = stages.probabilities("local", "test")
-        arrays["importance"] = np.array(importance(stages.cnn_dnn.head, p, labels))
+        arrays["importance"] = np.array(importance(stages.model("cnn-dnn").head, p, labels))
     if {*point.strategies} & {*CHANNELS} and point.samples != "windows":
-        p = predict(stages.sub_networks, stages.data.test, precision="fp32")  # bf16 would round the bounds
+        p = predict(stages.model("sub-networks"), stages.data.test, precision="fp32")  # bf16 would round the bounds
         arrays |= {f"bounds/{name}": np.array(value) for name, value in channels.bounds(p.log(), labels).items()}
     for stage, history in stages.histories.items():
         arrays |= {f"history/{stage}/{column}": history[column].to_numpy() for column in history}

@@ -67,7 +67,11 @@ def checking(*known: str) -> Iterator[None]:
         ParameterError: for a ValueError inside, or a parameter that papermill injected and the notebook does not have.
     """
     try:
-        check_injected({*known})
+        cells = _executed_cells()
+        injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
+        own = [name for cell in cells if cell not in injected for name in _assigned(cell)]
+        for name in _assigned(injected[-1]) if injected else ():
+            checks.one_of("notebook parameter", name, sorted({*known, *own}))
         yield
     except ValueError as error:
         raise ParameterError(str(error)) from None
@@ -91,21 +95,6 @@ def whole_numbers(name: str, given: Any) -> list[int]:
     """
     with checking(name):
         return [checks.whole(name, number(value), 1) for value in values(name, given)]
-
-
-def check_injected(known: set[str]) -> None:
-    """Refuse a parameter that papermill injected and the notebook does not have, with a ValueError.
-
-    `known` are the parameters that are used; what the notebook's own cells assign counts as well.
-    """
-    cells = _executed_cells()
-    injected = [cell.startswith("# Parameters\n") for cell in cells]
-    if not any(injected):
-        return
-    own = [name for cell, is_injected in zip(cells, injected) if not is_injected for name in _assigned(cell)]
-    latest = next(cell for cell, is_injected in zip(reversed(cells), reversed(injected)) if is_injected)
-    for name in _assigned(latest):
-        checks.one_of("notebook parameter", name, sorted({*known, *own}))
 
 
 def _executed_cells() -> list[str]:
@@ -207,13 +196,11 @@ def tables_folder(folder: Path | None, name: str, frame: "pd.DataFrame") -> Path
 
 
 def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bool:
-    """Hold a trained table against a committed one, and print a fixed sentence.
+    """Hold a trained table against a committed one, and print a fixed sentence; False where it lacks a point.
 
     Figures of training differ between processors; they must not differ by more than `tolerance` (as a share of
-    test images).  Points are matched by their parameters (column `record`); where one has no reference, that is
-    said, and False returned.  The local CNNs count by their mean: after few epochs a single small one may be ten points
-    off on another number of threads.  The coherent model is left out: from random weights, few epochs may or may not
-    carry it off chance level.
+    test images).  The local CNNs count by their mean: after few epochs a single small one may be ten points off on
+    another number of threads.  The coherent model is left out: few epochs may or may not carry it off chance level.
 
     Raises:
         AssertionError: a test accuracy lies further off; the message lists the rows.

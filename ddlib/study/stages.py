@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +65,7 @@ class Stages:
         self.decomposition = point.decomposition(data)
         self.histories: dict[str, pd.DataFrame] = {}
         self.sizes: dict[str, int] = {}
+        self._models: dict[str, nn.Module] = {}
         self._predicted: dict[tuple[str, str], Tensor] = {}
         images = [(len(data.train), "the data")]
         if point.out_of_fold:
@@ -82,55 +82,45 @@ class Stages:
 
     # ── trainings ──
 
-    @cached_property
-    def global_cnn(self) -> nn.Module:
-        net = self._fresh(lambda: build(self.point.backbone, **self._size(), dims=len(self.data.image_shape)))
-        return self._fit("global", net)
-
-    @cached_property
-    def local(self) -> LocalCNNs:
-        return self._train_local("local", self._fresh(self._local_cnns), self.data.train)
-
-    @cached_property
-    def cnn_dnn(self) -> CNNDNN:
-        stage, model = "dense network", CNNDNN(self.local, self._fresh(self._dense_network))
-        p = self._out_of_fold() if self.point.out_of_fold else self.probabilities("local", "train")
-        history = train_aggregator(model, self.data, probabilities=p, **self._how(stage))
-        self._keep(stage, model.head, history)
-        return model
-
-    @cached_property
-    def coherent(self) -> CNNDNN:
-        return self._fit("coherent", self._fresh(lambda: CNNDNN(self._local_cnns(), self._dense_network())))
-
-    @cached_property
-    def transfer(self) -> CNNDNN:
-        model = CNNDNN(self._local_cnns(), self._dense_network()).to(self.device)
-        model.load_state_dict(from_first(lambda: {k: v.cpu() for k, v in self.cnn_dnn.state_dict().items()}))
-        return self._fit("transfer", model)
-
-    @cached_property
-    def sub_networks(self) -> LocalCNNs:
-        local, images = self._fresh(self._sub_networks), self.data.train
-        if self.point.samples == "shares":
-            images = channels.shares(images, len(local), self.point.seed)
-        return self._train_local("sub-networks", local, images)
-
-    @cached_property
-    def composed(self) -> nn.Module:
-        return channels.compose(self.sub_networks)
-
-    @cached_property
-    def channels(self) -> nn.Module:
-        return self._fit("channels", channels.compose(self.sub_networks))
-
     def model(self, strategy: str) -> nn.Module:
         """The trained network of a strategy, but of those in `AGGREGATES`, which have none of their own."""
-        return self.global_cnn if strategy == "global" else getattr(self, strategy.replace("-", "_"))
+        if strategy not in self._models:
+            self._models[strategy] = self._make(strategy)
+        return self._models[strategy]
+
+    def _make(self, strategy: str) -> nn.Module:
+        point, data = self.point, self.data
+        match strategy:
+            case "global":
+                net = self._fresh(lambda: build(point.backbone, **self._size(), dims=len(data.image_shape)))
+                return self._fit("global", net)
+            case "local":
+                return self._train_local("local", self._fresh(self._local_cnns), data.train)
+            case "cnn-dnn":
+                model = CNNDNN(self.model("local"), self._fresh(self._dense_network))
+                p = self._out_of_fold() if point.out_of_fold else self.probabilities("local", "train")
+                self._train("dense network", model.head, train_aggregator, model, data, probabilities=p)
+                return model
+            case "coherent":
+                return self._fit("coherent", self._fresh(lambda: CNNDNN(self._local_cnns(), self._dense_network())))
+            case "transfer":
+                model = CNNDNN(self._local_cnns(), self._dense_network()).to(self.device)
+                trained = from_first(lambda: {k: v.cpu() for k, v in self.model("cnn-dnn").state_dict().items()})
+                model.load_state_dict(trained)
+                return self._fit("transfer", model)
+            case "sub-networks":
+                local = self._fresh(self._sub_networks)
+                shared = point.samples == "shares"
+                images = channels.shares(data.train, len(local), point.seed) if shared else data.train
+                return self._train_local("sub-networks", local, images)
+            case "composed":
+                return channels.compose(self.model("sub-networks"))
+            case "channels":
+                return self._fit("channels", channels.compose(self.model("sub-networks")))
+        raise AssertionError(strategy)
 
     def _train_local(self, stage: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
-        history = train_local(local, images, engine=self.point.engine, **self._how(stage))
-        return self._keep(stage, local, history)
+        return self._train(stage, local, train_local, local, images, engine=self.point.engine)
 
     def _fit(self, stage: str, model: nn.Module) -> nn.Module:
         test, precision = self.data.test, self.point.precision
@@ -142,8 +132,18 @@ class Stages:
         both = self.point.local_losses and stage in ("coherent", "transfer")
         trained = BothLevels(model) if both else model
         train = train_coherent if isinstance(trained, CNNDNN) else fit  # on all ranks, where there are several
-        history = train(trained, self.data, metrics={"test_accuracy": test_accuracy}, **self._how(stage))
-        return self._keep(stage, model, history)
+        return self._train(stage, model, train, trained, self.data, metrics={"test_accuracy": test_accuracy})
+
+    def _train(self, stage: str, model: nn.Module, train: Callable, *arguments: Any, **options: Any) -> nn.Module:
+        """Train with the recipe of the stage, and a checkpoint named by all that determines the weights."""
+        title = "local CNNs" + stage.removeprefix("local") if stage.startswith("local") else stage
+        path = None
+        if self.folder is not None:
+            path = self.folder / "checkpoints" / f"{stage.replace(' ', '-')}-{self._key(stage)[:16]}.pt"
+        options |= {"checkpoint": path, "progress": self.progress and title}
+        self.histories[stage] = train(*arguments, self.point.recipe(stage), **options)
+        self.sizes[stage] = count_parameters(model)
+        return model.to(self.device)
 
     def _out_of_fold(self) -> Tensor:
         """(n, N, K): each training image's local probabilities by local CNNs that were trained on the other folds."""
@@ -158,8 +158,6 @@ class Stages:
             local = self._train_local(f"local, fold {k + 1}", self._fresh(self._local_cnns), others)
             p[fold == k] = predict(local, own, precision=self.point.precision)
         return p
-
-    # ── what trainings start from, and leave ──
 
     def _fresh(self, make: Callable[[], Any]) -> Any:
         """A model with initial weights that the seed alone determines."""
@@ -186,14 +184,6 @@ class Stages:
     def _size(self) -> dict[str, int]:
         return {"in_channels": self.data.channels, "num_classes": self.data.num_classes, "width": self.point.width}
 
-    def _how(self, stage: str) -> dict[str, Any]:
-        """The recipe of a training, its progress bar, and its checkpoint, named by all that determines the weights."""
-        title = "local CNNs" + stage.removeprefix("local") if stage.startswith("local") else stage
-        path = None
-        if self.folder is not None:
-            path = self.folder / "checkpoints" / f"{stage.replace(' ', '-')}-{self._key(stage)[:16]}.pt"
-        return {"recipe": self.point.recipe(stage), "checkpoint": path, "progress": self.progress and title}
-
     def _key(self, stage: str) -> str:
         """A hash of all that determines the weights of a stage: what points have in common they share."""
         point = self.point
@@ -211,10 +201,6 @@ class Stages:
             "versions": [torch.__version__, records.RESULTS],
         }
         return records.key(content)
-
-    def _keep(self, stage: str, model: nn.Module, history: "pd.DataFrame") -> nn.Module:
-        self.histories[stage], self.sizes[stage] = history, count_parameters(model)
-        return model.to(self.device)
 
     # ── predictions ──
 

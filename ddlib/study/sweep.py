@@ -62,10 +62,6 @@ class Point:
             return "new"
         return "outdated" if record.outdated else "on record"
 
-    def task(self, force: bool) -> tuple[str, str, str, dict[str, Any]]:
-        """The arguments of `run_point`, plain data."""
-        return str(self.notebook), str(self.output), self.name, {**self.parameters, "reuse": not force}
-
 
 def read_plan(path: str | Path) -> list[Point]:
     """Expand a plan and check all of it, before anything runs.
@@ -154,7 +150,11 @@ def run(
         report(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
     todo = frame.index if force else frame.index[frame["reason"] == "new"]
     with nullcontext(executor) if executor else Processes(jobs) as place:
-        tasks = {place.submit(run_point, *plan[index].task(force)): index for index in todo}
+        tasks = {}
+        for index in todo:
+            point = plan[index]
+            given = {**point.parameters, "reuse": not force}
+            tasks[place.submit(run_point, str(point.notebook), str(point.output), point.name, given)] = index
         try:
             with progress_bar("points", len(tasks), leave=True) as bar:
                 for task in as_completed(tasks):
