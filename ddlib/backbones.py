@@ -39,8 +39,8 @@ class GroupedLinear(nn.Module):
 class Backbone(nn.Module):
     """A CNN, or `groups` of them side by side.
 
-    Subclasses build their layers in `__init__` and map images (B, G·C, *window) to logits (B, G·K).
-    The layers of a subclass are convolutions, batch norms and `GroupedLinear`s, so that the rule above holds.
+    Subclasses build `features` and `head` in `__init__`, of convolutions, batch norms and `GroupedLinear`s, so that
+    the rule above holds; images (B, G·C, *window) become logits (B, G·K).
     """
 
     def __init__(self, in_channels: int, num_classes: int, width: int, dims: int, groups: int):
@@ -48,12 +48,14 @@ class Backbone(nn.Module):
         self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
         self.dims, self.groups = dims, groups
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(2).mean(2))  # global average pooling
+
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, depthwise: bool = False) -> nn.Module:
         """A convolution without bias, padded so that stride 1 keeps the size, in each group."""
         g, blocks = self.groups, self.groups * (inputs if depthwise else 1)
-        layer = CONV[self.dims](
-            inputs * g, outputs * g, kernel, stride=stride, padding=kernel // 2, groups=blocks, bias=False
-        )
+        options = {"stride": stride, "padding": kernel // 2, "groups": blocks, "bias": False}
+        layer = CONV[self.dims](inputs * g, outputs * g, kernel, **options)
         nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
         return layer
 
@@ -107,9 +109,6 @@ class VGG9(Backbone):
         self.features = nn.Sequential(*layers)
         self.head = self.classifier(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).flatten(2).mean(2))
-
 
 class _Residual(nn.Module):
     """Two 3×3 convolutions and a shortcut; a 1×1 projection where the shape changes."""
@@ -118,11 +117,9 @@ class _Residual(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = net.conv(inputs, outputs, stride=stride), net.norm(outputs)
         self.conv2, self.norm2 = net.conv(outputs, outputs), net.norm(outputs)
-        self.shortcut = (
-            nn.Sequential(net.conv(inputs, outputs, 1, stride), net.norm(outputs))
-            if stride != 1 or inputs != outputs
-            else nn.Identity()
-        )
+        projected = stride != 1 or inputs != outputs
+        shortcut = [net.conv(inputs, outputs, 1, stride), net.norm(outputs)] if projected else []
+        self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
@@ -136,17 +133,13 @@ class ResNet(Backbone):
 
     def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
         super().__init__(in_channels, num_classes, width, dims, groups)
-        self.stem = nn.Sequential(self.conv(in_channels, width), self.norm(width), nn.ReLU(inplace=True))
-        stages, channels = [], width
+        layers, channels = [self.conv(in_channels, width), self.norm(width), nn.ReLU(inplace=True)], width
         for stage, outputs in enumerate((width, 2 * width, 4 * width)):
             for block in range(self.blocks):
-                stages.append(_Residual(self, channels, outputs, stride=2 if stage and not block else 1))
+                layers.append(_Residual(self, channels, outputs, stride=2 if stage and not block else 1))
                 channels = outputs
-        self.stages = nn.Sequential(*stages)
+        self.features = nn.Sequential(*layers)
         self.head = self.classifier(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stages(self.stem(x)).flatten(2).mean(2))
 
 
 class ResNet20(ResNet):
@@ -217,9 +210,6 @@ class MobileNetV2(Backbone):
         self.features = nn.Sequential(*layers, self.conv(channels, last, 1), self.norm(last), nn.ReLU6(inplace=True))
         self.head = self.classifier(last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).flatten(2).mean(2))
-
 
 Builder = Callable[..., nn.Module]
 
@@ -240,12 +230,7 @@ def groupable(name: str | Builder) -> bool:
 
 
 def build(
-    name: str | Builder,
-    in_channels: int,
-    num_classes: int,
-    width: int,
-    dims: int = 2,
-    groups: int = 1,
+    name: str | Builder, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1
 ) -> nn.Module:
     """A CNN of the given width, the channels of its first block; `groups` of them side by side.
 

@@ -26,7 +26,7 @@ class Checkpoint:
     def __init__(self, path: str | Path, belongs: str):
         self.path, self.belongs = Path(path), belongs
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict) -> list[dict]:
         """Go on from the last whole epoch, where there is one: model and optimiser are filled; returns the history.
 
         Raises:
@@ -48,13 +48,7 @@ class Checkpoint:
                 piece.copy_(saved["tensors"][key])
         return saved["history"]
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        recipe: dict[str, Any],
-        history: list[dict[str, Any]],
-    ) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict, history: list[dict]) -> None:
         """Keep the state at the end of an epoch."""
         tensors = {key: piece.cpu().clone() for key, piece in pieces(model, optimizer)}
         self.write({"belongs": self.belongs, "recipe": recipe, "history": history, "tensors": tensors})
