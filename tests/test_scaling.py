@@ -18,7 +18,6 @@ def test_bytes_counted_in_both_ways_are_those_of_the_formulas(tiny):
     assert frame["way"].tolist() == ["by subdomain", "data-parallel"]
     # two ranks, three subdomains: messages have room for two of them; all parameters once there and back
     assert frame["sent"].tolist() == [16 * 2 * 4 * 4, count_parameters(model()) * 4]
-    assert frame["expected"].tolist() == frame["sent"].tolist()
     assert (frame["seconds"] > 0).all()
 
 
@@ -26,8 +25,7 @@ def test_bytes_counted_in_both_ways_are_those_of_the_formulas(tiny):
     ("ranks", "batch_size", "message"),
     [
         ([2, 4], 16, "4 ranks cannot share 3 subdomains"),
-        ([3], 16, "batch_size must give each of 3 ranks as many images, 2 or more, got 16"),
-        ([2], 2, "each of 2 ranks as many images, 2 or more, got 2"),
+        ([3], 4, "batch_size must be a whole number ≥ 6, got 4"),
     ],
 )
 def test_ranks_that_cannot_train_are_refused(tiny, ranks, batch_size, message):
