@@ -1,6 +1,6 @@
 """Where do the curves flatten?  Accuracy on a validation split of the training images, for half to twice the epochs.
 
-    python tests/bench_epochs.py results/epochs
+    python tests/benchmarks/epochs.py results/epochs
 
 A tenth of the training images is held out in place of the test images, which are not seen.  The points are some of
 `notebooks/plans/cpu.yaml`, with their first seed; a run that was stopped goes on.
@@ -20,7 +20,7 @@ from ddlib.data.sets import DATASETS
 from ddlib.files import write_atomically
 from ddlib.study import sweep
 
-PLAN = Path(__file__).resolve().parents[1] / "notebooks" / "plans" / "cpu.yaml"
+PLAN = Path(__file__).resolve().parents[2] / "notebooks" / "plans" / "cpu.yaml"
 POINTS = [  # data set, backbone, grid
     ("lidc_nodules", "cnn3d", "2x2x1"),
     ("lidc_nodules", "cnn3d", "4x4x1"),

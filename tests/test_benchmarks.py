@@ -1,0 +1,31 @@
+"""The benchmarks time what they say: every engine trains, and the straightforward way is honest code."""
+
+import pytest
+import torch
+from benchmarks import engines
+
+from ddlib import Split, accuracy, predict
+from ddlib.backbones import build
+from ddlib.cost.training_time import Setting
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_every_engine_trains(engine):
+    nets, epoch = engines.epoch_of(Setting(shape=(8, 8), width=4, images=32, batch_size=16), engine)
+    before = [p.detach().clone() for net in nets for p in net.parameters()]
+    epoch()
+    after = [p for net in nets for p in net.parameters()]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.ndim > 1)
+
+
+def test_the_straightforward_way_learns():
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(64) % 2
+    images[labels == 0] //= 5
+    half = torch.full((3,), 0.5)
+    split = Split(images, labels, mean=half, std=half, flip_axes=(1,))
+    torch.manual_seed(0)
+    net = build("vgg9", 3, 2, 4)
+    for _ in range(6):
+        engines.straightforward([net], [(slice(None), slice(None))], split, 16)
+    assert accuracy(predict(net, split), labels) > 0.9
