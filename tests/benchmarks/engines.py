@@ -32,7 +32,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ddlib import CNNDNN, DenseAggregator, LocalCNNs, Split, checks, fit, process_pool, train_local
 from ddlib.cost.training_time import Setting, compare, machine, operations, save, settings
-from ddlib.training import choose_device, choose_precision
+from ddlib.devices import choose_device, choose_precision
 
 # engine → the model that it trains, and whether it computes in the best precision (else fp32)
 ENGINES = {

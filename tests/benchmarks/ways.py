@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from ddlib import LocalCNNs, process_pool, train_local
 from ddlib.cost.training_time import Setting, compare
+from ddlib.devices import autocast, choose_device
 from ddlib.files import write_atomically
 from ddlib.images import prepare
-from ddlib.training import autocast, choose_device, cross_entropy
+from ddlib.training import cross_entropy
 
 REPEATS, STEPS, EPOCHS = 5, 12, 3
 
