@@ -110,8 +110,7 @@ class Share(nn.Module):
 
     Attributes:
         shares: the subdomains of each rank.
-        sent: bytes of probabilities that this rank has sent in training, as a ring sends them: what it has of its
-            own and what it passes on, to each of the others once.
+        sent: bytes of probabilities that this rank has sent in training, as a ring sends them: its own and passed on.
     """
 
     def __init__(self, whole: CNNDNN):
@@ -125,10 +124,9 @@ class Share(nn.Module):
         return self.head(self.gather(self.local.probabilities(x)))
 
     def gather(self, own: Tensor) -> Tensor:
-        """The rank's own probabilities (B, n, K) → those of all (B, N, K).
+        """The rank's own probabilities (B, n, K) → those of all (B, N, K), where the others' are constants.
 
-        The tensors of the others are constants: through `all_gather` with autograd every rank would add its own copy
-        of the loss, and local gradients would be too large, as many times as there are ranks.
+        Through `all_gather` with autograd every rank would add its own copy of the loss to local gradients.
         """
         if count() == 1:
             return own
