@@ -20,12 +20,13 @@ root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "docs/*.rst", "notebooks/*.md", "notebooks/*.ipynb", "results/*.md"]
 autodoc_typehints = "none"  # the signature has none, the docstring says it with shapes
 autodoc_preserve_defaults = True
+default_role = "code"  # `names` in docstrings
 napoleon_use_param = napoleon_use_rtype = False
 html_theme = "furo"
 html_title = "Training CNNs by domain decomposition"
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"  # every browser sets it by itself: no script from elsewhere
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_ipywidgets_js = {}
@@ -78,6 +79,11 @@ def complete(_app, page: str, source: list[str]) -> None:
         source[0] += "".join(map(folder_of_results, folders))
 
 
+def stars(_app, what, name, thing, options, lines: list[str]) -> None:
+    """In docstrings (B, C, *shape) is no emphasis."""
+    lines[:] = [re.sub(r"\*(?=[\w ]+\))", r"\\*", line) for line in lines]
+
+
 def set_formula(self, node) -> None:
     block = node.tagname == "math_block"
     formula = convert(node.astext(), display="block" if block else "inline")
@@ -93,4 +99,5 @@ def first_page(app, error: Exception | None) -> None:
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (set_formula, None), (set_formula, None))
     app.connect("source-read", complete)
+    app.connect("autodoc-process-docstring", stars, priority=1)  # before napoleon
     app.connect("build-finished", first_page)

@@ -78,7 +78,7 @@ def page(notebooks: Iterable[Path], title: str) -> str:
             cell.source = linked(formulas(cell.source))
     exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
     html, _ = exporter.from_notebook_node(merged, {"metadata": {"name": title}})
-    return offline(html)
+    return re.sub(r"<script.*?</script>", "", html, flags=re.S)  # of libraries that would be fetched
 
 
 def formulas(text: str) -> str:
@@ -91,11 +91,6 @@ def linked(text: str) -> str:
     """Links to a notebook lead to its part of the page, those above the notebooks to the project's files."""
     text = re.sub(r"\]\((\d\d_\w+)\.ipynb(?:#[^)]*)?\)", r"](#\1)", text)
     return text.replace("](../", f"]({HERE.parent.as_uri()}/")
-
-
-def offline(html: str) -> str:
-    """Without the scripts that would be fetched from elsewhere."""
-    return re.sub(r"<script[^>]*\bsrc=\"[^\"]*\"[^>]*>\s*</script>", "", html)
 
 
 # ── what one sees at the end ──

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -287,3 +288,17 @@ def test_every_notebook_is_in_the_map():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         assert f"notebooks/{path.name}" in README, path.name
         assert path.name in (ROOT / "notebooks/README.md").read_text(), path.name
+
+
+def test_the_page_of_all_notebooks_opens_offline():
+    """What `make reproduce` ends with: figures within, formulas as MathML, and links from part to part."""
+    paths = sorted((ROOT / "notebooks").glob("0[01]_*.ipynb"))
+    html = runpy.run_path(str(ROOT / "notebooks/reproduce.py"))["page"](paths, "All notebooks")
+    assert "<script" not in html
+    assert not re.findall(r"(?:src|srcset)=\"(?!data:)|<link [^>]*href|@import|url\(\s*[\"']?http", html)
+    assert 'src="data:image/png' in html
+    assert "<math" in html
+    assert not re.search(r"\$[^$<>\n]{1,40}\$", re.sub(r"<pre>.*?</pre>", "", html, flags=re.S)), "a formula is left"
+    for path in paths:
+        assert f'id="{path.stem}"' in html
+        assert f'href="#{path.stem}"' in html
