@@ -21,14 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 reproduce: $(READY)  ## train the quick profile, write tables and figures to a fresh folder, compare with results/quick
-	@mkdir -p $(RUN)
-	@for name in quickstart decompositions aggregation transfer training_time scaling channel; do \
-		$(BIN)/papermill notebooks/*_$$name*.ipynb $(RUN)/$$name.ipynb -p output $(RUN) \
-			-f notebooks/params/$${name}_digits.yaml --log-level ERROR 2>&1 | { grep -v IPKernelApp || true; }; \
-	done
-	@$(BIN)/python -m ddlib report $(RUN) --plan notebooks/plans/quick.yaml --dataset digits --output $(RUN)/report
-	@echo "Tables, figures and executed notebooks: $(RUN)"
-	@$(BIN)/python -m ddlib compare $(RUN) results/quick
+	@$(BIN)/python notebooks/reproduce.py $(RUN)
 
 test: $(READY)  ## ruff, pytest, and nbval on every notebook; two workers with a thread each
 	$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 from docutils.nodes import SkipNode
-from docutils.utils.math.latex2mathml import tex2mathml
+from latex2mathml.converter import convert
 
 import ddlib
 
@@ -15,22 +15,26 @@ ROOT = Path(__file__).resolve().parents[1]
 project = "ddlib"
 author = "the ddlib authors"
 version = release = ddlib.__version__
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "notebooks/*.ipynb", "results/*.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/*.rst", "notebooks/*.md", "notebooks/*.ipynb", "results/*.md"]
+autodoc_typehints = "none"  # the signature has none, the docstring says it with shapes
+autodoc_preserve_defaults = True
+default_role = "code"  # `names` in docstrings
+napoleon_use_param = napoleon_use_rtype = False
 html_theme = "furo"
 html_title = "Training CNNs by domain decomposition"
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"  # every browser sets it by itself: no script from elsewhere
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_ipywidgets_js = {}
 
 PAGES = {
-    "notebooks": [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
+    "notebooks": ["notebooks/README"] + [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
     "more": [f"results/{path.stem}" for path in sorted((ROOT / "results").glob("*.md"))]
-    + ["docs/verdicts", "docs/cluster"]
+    + ["docs/results", "docs/verdicts", "docs/choices", "docs/api", "docs/cluster"]
     + [path.stem for path in sorted(ROOT.glob("*.md")) if path.stem != "README"],
 }
 
@@ -60,19 +64,29 @@ def folder_of_results(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def folder_link(found: re.Match) -> str:
+    return f"]({found[1] and found[1] + 'README.md'}#{found[2]})"
+
+
 def complete(_app, page: str, source: list[str]) -> None:
     """What the pages have here and the files have not: a table of contents, tables of results, links within."""
+    above = "" if page == "results/README" else r"(?:\.\./)?results/"  # a folder of results is a part of one page here
+    source[0] = re.sub(rf"\]\(({above})(\w+)(?:/figures)?\)", folder_link, source[0])
     if page == root_doc:
-        text = re.sub(r"<!-- badges -->.*?<!-- /badges -->\n", "", source[0], flags=re.S)  # pictures from elsewhere
-        source[0] = re.sub(r"\]\(results/(\w+)/?\)", r"](results/README.md#\1)", text) + toctree()
+        source[0] += toctree()
     elif page == "results/README":
         folders = sorted(p for p in (ROOT / "results").glob("**/") if holds_tables(p))
         source[0] += "".join(map(folder_of_results, folders))
 
 
+def stars(_app, what, name, thing, options, lines: list[str]) -> None:
+    """In docstrings (B, C, *shape) is no emphasis."""
+    lines[:] = [re.sub(r"\*(?=[\w ]+\))", r"\\*", line) for line in lines]
+
+
 def set_formula(self, node) -> None:
     block = node.tagname == "math_block"
-    formula = tex2mathml(node.astext(), as_block=block)
+    formula = convert(node.astext(), display="block" if block else "inline")
     self.body.append(f"<div>{formula}</div>" if block else formula)
     raise SkipNode
 
@@ -85,4 +99,5 @@ def first_page(app, error: Exception | None) -> None:
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (set_formula, None), (set_formula, None))
     app.connect("source-read", complete)
+    app.connect("autodoc-process-docstring", stars, priority=1)  # before napoleon
     app.connect("build-finished", first_page)

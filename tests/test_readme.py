@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from ddlib.__main__ import parser
 from ddlib.report import figures as plots
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("results/*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(path for folder in (".", "docs", "notebooks", "results") for path in (ROOT / folder).glob("*.md"))
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs/results.md").read_text()
+RECORDS = (ROOT / "results/README.md").read_text()
 VERDICTS = (ROOT / "docs/verdicts.md").read_text()
 
 
@@ -35,8 +38,29 @@ def test_commands_exist(page: Path):
         assert command in commands, command
     for path in re.findall(r"(?:^|`)papermill (notebooks/\d\w+\.ipynb)", text, re.M):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"notebooks/(?:params|plans)/\w+\.yaml", text):
+    for path in re.findall(r"notebooks/(?:params|plans)/(?!NAME)\w+\.yaml", text):
         assert (ROOT / path).exists(), path
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub and the site make them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_headings_lead_to_one(page: Path):
+    for link, anchor in re.findall(r"\]\(([^)#:]*\.md|)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors((page.parent / link) if link else page), f"{link}#{anchor}"
+
+
+def test_the_readme_is_read_in_five_minutes():
+    assert len(README.split()) <= 1500
+    assert len(README.partition("\n| ")[0].split()) <= 120, "first table"
+    assert len(README.partition("\nmake ")[0].split()) <= 200, "first command"
+    code = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+    paragraphs = [part for part in re.split(r"\n\n|\n(?=- )", code) if not part.startswith("|")]
+    assert max(len(paragraph.split()) for paragraph in paragraphs) <= 80
 
 
 def test_the_main_table_is_that_of_the_records():
@@ -47,10 +71,12 @@ def test_the_main_table_is_that_of_the_records():
     heads = re.search(r"^\| test accuracy, %(.*)\|$", README, re.M).group(1).split("|")[1:]
     columns = [{"global CNN": "global", "local (mean)": "local"}.get(h.strip(), h.strip().lower()) for h in heads]
     rows = re.findall(r"^\| ([\dx×]+), overlap (\d+) \|(.*)\|$", README, re.M)
-    assert len(rows) >= 3
+    assert len(rows) == 6
     for grid, overlap, values in rows:
         known = table[(table["grid"] == grid.replace("×", "x")) & (table["overlap"] == int(overlap))]
-        assert [v.strip() for v in values.split("|")] == known[columns].iloc[0].tolist(), (grid, overlap)
+        expected = known[columns].iloc[0].str.removesuffix(" (3)").tolist()  # of overlap 2 one seed, as the page says
+        assert [v.strip() for v in values.split("|")] == expected, (grid, overlap)
+        assert all("±" in value for value in expected) or overlap == "2"
 
 
 def test_the_table_of_all_data_sets_is_that_of_the_report():
@@ -58,7 +84,7 @@ def test_the_table_of_all_data_sets_is_that_of_the_report():
     strategies = ["global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"]
     table = pd.read_csv(ROOT / "results/report/accuracy.csv", keep_default_na=False)
     areas = pd.read_csv(ROOT / "results/report/scores.csv", keep_default_na=False)
-    part = README.partition("<details>")[2].partition("</details>")[0]
+    part = RESULTS.partition("\n## ")[2].partition("\n## ")[0]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("|")]
     checked = 0
     for (dataset, backbone, place, *cells), following in itertools.pairwise([*lines[2:], ["", "", ""]]):
@@ -91,7 +117,18 @@ def test_the_verdicts_are_those_of_the_report():
         expected.append(
             (row["claim"], f"{plots.named(row['a'])} over {plots.named(row['b'])}{margin}", row["training"], counts)
         )
-    assert re.findall(r"^\| (C\d) \| (.*) \| (.*) \| (\d+ / \d+ / \d+) \|$", README, re.M) == expected
+    assert re.findall(r"^\| (C\d) \| (.*) \| (.*) \| (\d+ / \d+ / \d+) \|$", VERDICTS, re.M) == expected
+
+
+def test_the_readme_counts_the_same_verdicts():
+    told = re.findall(r"^\| \[?(C\d)(?:\]\(\S+\))? \| (.*) \| (\d+) \| (\d+) \| (\d+) \| (.*) \|$", README, re.M)
+    known = re.findall(r"^\| (C\d) \| (.*) \| .* \| (\d+) / (\d+) / (\d+) \|$", VERDICTS, re.M)
+    assert [(claim, *counts) for claim, _, *counts, _ in told] == [
+        (claim, *counts) for claim, pair, *counts in known if pair != "transfer over coherent"
+    ]
+    for claim, *_, when in told:  # its numbers are those of verdicts.md, which are held to the tables
+        for number in re.findall(r"\d+\.\d", when):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", chapters()[claim]), (claim, number)
 
 
 def rows_of(claim: str) -> pd.DataFrame:
@@ -147,9 +184,12 @@ def test_the_factors_of_training_time_are_those_of_the_table():
     assert f"in all {len(times)} rows" in chapters()["C4"]
 
 
-def test_every_cost_is_one_of_the_report():
-    """Of the paragraph on accuracy against cost: "79.2 % after 453 s", means over seeds of a strategy at a point."""
-    part = README.partition("**Accuracy against cost**")[2].partition("\n")[0]
+@pytest.mark.parametrize(
+    ("page", "heading", "count"), [(README, "Does it pay?", 4), (RESULTS, "Accuracy against cost", 8)]
+)
+def test_every_cost_is_one_of_the_report(page: str, heading: str, count: int):
+    """As in: 79.2 % after 453 s, means over seeds of a strategy at a point."""
+    part = page.partition(f"## {heading}")[2].partition("\n## ")[0]
     told = re.findall(r"(\d+\.\d) % (?:\(\w+ seeds\) )?after (?:\d+ epochs and )?([\d,]+) s", part)
     costs = pd.read_csv(ROOT / "results/report/costs.csv", keep_default_na=False)
     costs = costs[(costs["dataset"] == "cifar10") & (costs["backbone"] == "vgg9") & (costs["width"] == 32)]
@@ -158,8 +198,61 @@ def test_every_cost_is_one_of_the_report():
         costs[way] = pd.to_numeric(costs[way])
         means = costs.groupby(["grid", "overlap", "epochs", "variant", "strategy"])[["test_accuracy", way]].mean()
         known |= {(f"{100 * a:.1f}", f"{t:,.0f}") for a, t in means.dropna().to_numpy()}
-    assert len(told) == 8
+    assert len(told) == count
     assert set(told) <= known
+
+
+def test_the_factors_of_workers_are_those_of_the_training_times():
+    times = pd.read_csv(ROOT / "results/training_time/training_time.csv")
+    names = {plots.NAMES[name]: name for name in ("vgg9", "resnet20", "cnn3d")}
+    said = re.findall(
+        r"^\| \w+ of ([\d×]+)(?:, overlap (\d))? \| (.*) \| ([\d.]+) \D*(?:\(2×2\) )?to ([\d.]+) times", RESULTS, re.M
+    )
+    assert len(said) == 5
+    for images, overlap, backbone, low, high in said:
+        rows = times[(times["images"] == images) & (times["overlap"] == int(overlap or 0))]
+        factors = rows.loc[rows["backbone"] == names[backbone], "parallel speed-up"]
+        for word, factor in ((low, factors.min()), (high, factors.max())):
+            assert word == f"{factor:.{len(word.partition('.')[2])}f}"
+    both = [
+        (row["parallel speed-up"], 12 * row["global"] / (12 * row["longest local"] + 20 * row["dense network"]))
+        for row in times.to_dict("records")
+    ]
+    told = re.search(r"after 12 of the local CNNs, (.*)\.", RESULTS).group(1)
+    pairs = re.findall(r"(\d+) becomes (\d+)", told)
+    assert len(pairs) == 3
+    assert {*pairs} <= {(f"{alone:.0f}", f"{dense:.0f}") for alone, dense in both}
+
+
+def test_the_factors_of_the_engine_are_those_of_the_benchmark():
+    table = pd.read_csv(ROOT / "results/bench/engines.csv").set_index(["grid", "engine"])["ratio"]
+    bf16, fp32 = ([table[grid, f"local, fused{end}"] for grid in ("2×2", "4×4")] for end in ("", ", fp32"))
+    told = f"in bf16 is {bf16[0]:.1f} (2×2) and {bf16[1]:.1f} times (4×4) as fast as a plain loop in fp32, in fp32 "
+    told += f"{fp32[0]:.1f} and {fp32[1]:.1f} times, and {bf16[1] / table['4×4', 'local, DataLoader']:.0f} times"
+    assert told in RESULTS
+
+
+def test_bf16_moves_accuracies_as_little_as_is_said():
+    frame = ddlib.gather(ROOT / "results/precision")
+    frame["precision"] = frame["computed"].str.split(", ").str[-1]
+    mean = frame.groupby(["grid", "precision", "strategy", "seed"])["test_accuracy"].mean()
+    mean = 100 * mean.groupby(["grid", "strategy", "precision"]).mean().round(6)
+    for grid in ("2x2", "4x4"):
+        cells = [[mean[grid, name, p] for p in ("bf16", "fp32")] for name in ("local", "average", "vote", "cnn-dnn")]
+        line = " | ".join(f"{a:.1f} / {b:.1f}" for a, b in cells)
+        assert f"| {grid.replace('x', '×')} | {line} |" in RECORDS
+
+
+def test_every_folder_of_results_is_explained():
+    folders = [path for path in (ROOT / "results").iterdir() if path.is_dir()]
+    lines = [line for line in RECORDS.splitlines() if line.startswith("| [")]
+    assert {f"[{path.name}]({path.name})" for path in folders} == set(
+        re.findall(r"\[\w+\]\(\w+\)", " ".join(line.split(" | ")[0] for line in lines))
+    )
+    assert "None is outdated." in RECORDS
+    for path in folders:
+        if any(path.rglob("*.npz")):
+            assert not any(ddlib.gather(folder)["outdated"].any() for folder in {p.parent for p in path.rglob("*.npz")})
 
 
 def test_the_time_that_local_training_saves_is_that_of_the_tables():
@@ -194,3 +287,18 @@ def test_the_lead_of_sub_networks_at_equal_time_is_that_of_the_tables():
 def test_every_notebook_is_in_the_map():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         assert f"notebooks/{path.name}" in README, path.name
+        assert path.name in (ROOT / "notebooks/README.md").read_text(), path.name
+
+
+def test_the_page_of_all_notebooks_opens_offline():
+    """What `make reproduce` ends with: figures within, formulas as MathML, and links from part to part."""
+    paths = sorted((ROOT / "notebooks").glob("0[01]_*.ipynb"))
+    html = runpy.run_path(str(ROOT / "notebooks/reproduce.py"))["page"](paths, "All notebooks")
+    assert "<script" not in html
+    assert not re.findall(r"(?:src|srcset)=\"(?!data:)|<link [^>]*href|@import|url\(\s*[\"']?http", html)
+    assert 'src="data:image/png' in html
+    assert "<math" in html
+    assert not re.search(r"\$[^$<>\n]{1,40}\$", re.sub(r"<pre>.*?</pre>", "", html, flags=re.S)), "a formula is left"
+    for path in paths:
+        assert f'id="{path.stem}"' in html
+        assert f'href="#{path.stem}"' in html

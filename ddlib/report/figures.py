@@ -213,22 +213,25 @@ def _write(ax: Axes, decomposition: Decomposition, texts: Sequence[str]) -> None
 
 
 def method(model: CNNDNN, split: Split, index: int, classes: Sequence[str]) -> Figure:
-    """One test image on its way: image → windows → local CNNs → probabilities → dense network → class."""
+    """One test image on its way: windows (the four with the most contrast), probabilities, dense network, class."""
     one = replace(split, images=split.images[index : index + 1], labels=split.labels[index : index + 1])
     local, final = predict(model.local, one)[0], predict(model, one)[0]
     decomposition = model.local.decomposition
-    shown = min(len(decomposition), 4)
-    figure = plt.figure(figsize=(10, 0.9 * shown + 0.9))
-    grid = figure.add_gridspec(shown, 6, width_ratios=(1.7, 0.6, 0.55, 1.5, 0.55, 1.5))
+    parts, number = decomposition.cut(one.images[0]), len(decomposition)
+    shown = sorted(sorted(range(number), key=lambda i: -float(parts[i].float().std()))[:4])
+    figure = plt.figure(figsize=(10, 0.9 * len(shown) + 0.9))
+    grid = figure.add_gridspec(len(shown), 6, width_ratios=(1.7, 0.6, 0.55, 1.5, 0.55, 1.5))
     whole = figure.add_subplot(grid[:, 0])
-    windows(whole, decomposition, one.images[0], f"image Ω, N = {len(decomposition)} windows")
-    for i, part in enumerate(decomposition.cut(one.images[0])[:shown]):
-        ax = figure.add_subplot(grid[i, 1])
-        image(ax, part, "" if i else "windows")
+    windows(whole, decomposition, one.images[0], f"image Ω, N = {number} windows")
+    _write(whole, decomposition, [f"Ω$_{{{i + 1}}}$" if i in shown else "" for i in range(number)])
+    for row, i in enumerate(shown):
+        ax = figure.add_subplot(grid[row, 1])
+        image(ax, parts[i], "" if row else "windows" if number == len(shown) else f"{len(shown)} of {number}")
         ax.set_ylabel(f"Ω$_{{{i + 1}}}$", rotation=0, ha="right", va="center")
-        _arrow(figure.add_subplot(grid[i, 2]), f"CNN$_{{{i + 1}}}$")
-        ax = figure.add_subplot(grid[i, 3])
-        _bars(ax, local[i], classes if i == shown - 1 else [], "" if i else "N · K probabilities", WINDOWS[i])
+        _arrow(figure.add_subplot(grid[row, 2]), f"CNN$_{{{i + 1}}}$")
+        ax = figure.add_subplot(grid[row, 3])
+        title = "" if row else "N · K probabilities"
+        _bars(ax, local[i], classes if i == shown[-1] else [], title, WINDOWS[i % len(WINDOWS)])
     _arrow(figure.add_subplot(grid[:, 4]), "DNN")
     best, true = classes[int(final.argmax())], classes[int(one.labels)]
     _bars(figure.add_subplot(grid[:, 5]), final, classes, f"class “{best}” (true: “{true}”)", "#444444")

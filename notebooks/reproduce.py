@@ -1,0 +1,130 @@
+"""The quick profile of all notebooks, held against the committed tables, and one page to look at.
+
+    python notebooks/reproduce.py runs/again
+
+runs the notebooks, a kernel each, and writes tables, figures and executed notebooks to that folder, which must be new.
+Exit code: 0 all agrees with results/quick, 1 something disagrees or failed, 130 interrupted.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import nbformat
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+
+import ddlib
+from ddlib.__main__ import main as command
+from ddlib.study.parameters import read_yaml
+from ddlib.study.sweep import execute
+
+HERE = Path(__file__).resolve().parent
+SECONDS = {  # on two idle cores; what has run says how much slower this machine is
+    "00_quickstart": 40,
+    "01_decompositions": 8,
+    "02_aggregation": 35,
+    "03_transfer_learning": 35,
+    "04_training_time": 30,
+    "06_scaling": 50,
+    "07_channel_decomposition": 40,
+}
+REPORT = 20
+
+
+def short(name: str) -> str:
+    """The params file of a notebook: 03_transfer_learning → transfer."""
+    number, _, title = name.partition("_")
+    return title if number in ("00", "01", "04", "06") else title.partition("_")[0]
+
+
+def run(folder: Path) -> bool:
+    """Run the notebooks in order, with a line for each as it starts; False where one failed."""
+    start, done, left = time.monotonic(), 0, sum(SECONDS.values()) + REPORT
+    for place, (name, seconds) in enumerate(SECONDS.items(), 1):
+        pace = (time.monotonic() - start) / done if done else 1.0
+        print(f"[{place}/{len(SECONDS)}] {name:25} about {minutes(pace * left)} left in all", flush=True)
+        _, given = read_yaml(HERE / "params" / f"{short(name)}_digits.yaml")
+        executed = folder / f"{name}.ipynb"
+        if reason := execute(HERE / f"{name}.ipynb", executed, {**given, "output": str(folder.resolve())}):
+            print(f"{name} failed: {reason}\nwhere it stopped: {executed}", file=sys.stderr)
+            return False
+        done, left = done + seconds, left - seconds
+    return True
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{max(10, round(seconds, -1)):.0f} s"
+
+
+# ── one page ──
+
+
+def page(notebooks: Iterable[Path], title: str) -> str:
+    """Executed notebooks as one page of HTML that loads nothing from elsewhere: figures within, formulas as MathML."""
+    parts = {path.stem: nbformat.read(path, as_version=4) for path in notebooks}
+    merged = nbformat.v4.new_notebook(metadata=next(iter(parts.values())).metadata)
+    names = [f"- [{name}](#{name})" for name in parts]
+    merged.cells.append(nbformat.v4.new_markdown_cell("\n".join([f"# {title}", "", *names])))
+    for name, notebook in parts.items():
+        shown = [cell for cell in notebook.cells if "remove-cell" not in cell.metadata.get("tags", [])]
+        shown[0].source = f'<a id="{name}"></a>\n\n{shown[0].source}'
+        merged.cells += shown
+    for number, cell in enumerate(merged.cells):
+        cell.id = f"cell-{number}"  # those of the notebooks are the same in several
+        if cell.cell_type == "markdown":
+            cell.source = linked(formulas(cell.source))
+    exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    html, _ = exporter.from_notebook_node(merged, {"metadata": {"name": title}})
+    return re.sub(r"<script.*?</script>", "", html, flags=re.S)  # of libraries that would be fetched
+
+
+def formulas(text: str) -> str:
+    """$…$ and $$…$$ as MathML, which browsers set by themselves."""
+    text = re.sub(r"\$\$(.+?)\$\$", lambda found: convert(found[1], display="block"), text, flags=re.S)
+    return re.sub(r"\$([^$\n]+)\$", lambda found: convert(found[1]), text)
+
+
+def linked(text: str) -> str:
+    """Links to a notebook lead to its part of the page, those above the notebooks to the project's files."""
+    text = re.sub(r"\]\((\d\d_\w+)\.ipynb(?:#[^)]*)?\)", r"](#\1)", text)
+    return text.replace("](../", f"]({HERE.parent.as_uri()}/")
+
+
+# ── what one sees at the end ──
+
+
+def summary(folder: Path) -> str:
+    """The main table: strategies in %, a row a decomposition."""
+    frame = ddlib.gather(folder)
+    table = ddlib.accuracy_table(frame[frame["variant"] == ""]).dropna(axis="columns", how="all")
+    shown = ["grid", "overlap", "epochs", *table.columns]
+    return table.fillna("").reset_index()[shown].to_string(index=False)
+
+
+def main(folder: str) -> int:
+    output = Path(folder)
+    output.mkdir(parents=True)
+    if not run(output):
+        return 1
+    print(f"[report] {'':24} about {REPORT} s left", flush=True)
+    plan = str(HERE / "plans" / "quick.yaml")
+    if code := command(["report", folder, "--plan", plan, "--dataset", "digits", "--output", f"{folder}/report"]):
+        return code
+    code = command(["compare", folder, str(HERE.parent / "results" / "quick")])
+    html, executed = output / "notebooks.html", [*sorted(output.glob("[0-9]*.ipynb")), output / "report/report.ipynb"]
+    html.write_text(page(executed, "What was reproduced"), encoding="utf-8")
+    print(f"\nHandwritten digits, VGG9: test accuracy (%)\n{summary(output)}\n")
+    print(f"the ladder, step by step:  {output / 'figures' / 'ladder.png'}")
+    print(f"all notebooks as one page: {html}")
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
