@@ -20,7 +20,7 @@ from PIL import Image
 
 import ddlib
 from ddlib import files
-from ddlib.data import folders, readers
+from ddlib.data import folders, readers, splits
 from ddlib.data import sets as datasets
 from ddlib.data.fetch import Remote
 
@@ -382,23 +382,23 @@ def test_listing_of_what_is_incomplete(tmp_path):
 # ── two sides ──
 
 
-def listing_of(labels) -> folders.Listing:
-    return folders.Listing([], torch.tensor(labels), tuple(map(str, range(max(labels) + 1))))
+def split_of(labels, whose, fraction, seed):
+    return splits.split(torch.tensor(labels), list(map(str, range(max(labels) + 1))), whose, fraction, seed)
 
 
 def test_patients():
     names = ["LIDC-IDRI-0012_R_10.nii.gz", "LIDC-IDRI-0012_R_2.nii.gz", "P_R_1_R_2.png", "study_0001.nii.gz"]
-    found = folders.patients([Path("CT-0") / name for name in names])
+    found = splits.patients([Path("CT-0") / name for name in names])
     assert found == ["LIDC-IDRI-0012", "LIDC-IDRI-0012", "P_R_1", "CT-0/study_0001.nii.gz"]
 
 
 def test_split_without_patients_is_stratified():
     labels = [0] * 50 + [1] * 25 + [2] * 10
-    train, test = folders.split(listing_of(labels), list(map(str, range(85))), 0.2, seed=0)
+    train, test = split_of(labels, list(map(str, range(85))), 0.2, seed=0)
     assert torch.tensor(labels)[test].bincount().tolist() == [10, 5, 2]
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(85))
-    again = folders.split(listing_of(labels), list(map(str, range(85))), 0.2, seed=0)
-    other = folders.split(listing_of(labels), list(map(str, range(85))), 0.2, seed=1)
+    again = split_of(labels, list(map(str, range(85))), 0.2, seed=0)
+    other = split_of(labels, list(map(str, range(85))), 0.2, seed=1)
     assert torch.equal(again[1], test)
     assert not torch.equal(other[1], test)
 
@@ -408,7 +408,7 @@ def test_no_patient_is_on_both_sides(seed, count, fraction):
     random = np.random.default_rng(seed)
     labels = random.choice(3, 300, p=[0.5, 0.3, 0.2])
     whose = [f"P{n}" for n in random.integers(0, count, 300)]
-    train, test = folders.split(listing_of(labels.tolist()), whose, fraction, seed)
+    train, test = split_of(labels.tolist(), whose, fraction, seed)
     assert not {whose[i] for i in train} & {whose[i] for i in test}
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(300))
     shares = np.bincount(labels[test], minlength=3) / np.bincount(labels)
@@ -420,7 +420,7 @@ def test_no_patient_is_on_both_sides(seed, count, fraction):
 @given(counts=st.lists(st.integers(2, 6), min_size=2, max_size=5), seed=st.integers(0, 99))
 def test_two_files_of_a_class_are_one_and_one(fraction, counts, seed):
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    train, test = folders.split(listing_of(labels), list(map(str, range(len(labels)))), fraction, seed)
+    train, test = split_of(labels, list(map(str, range(len(labels)))), fraction, seed)
     for side in (train, test):
         assert set(torch.tensor(labels)[side].tolist()) == set(range(len(counts)))
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(len(labels)))
@@ -428,16 +428,16 @@ def test_two_files_of_a_class_are_one_and_one(fraction, counts, seed):
 
 def test_split_of_too_few():
     with pytest.raises(ValueError, match=r"class '1' has too few patients.*test share of 0\.2: 1"):
-        folders.split(listing_of([0] * 10 + [1] * 3), [*map(str, range(10)), "a", "a", "a"], 0.2, 0)
+        split_of([0] * 10 + [1] * 3, [*map(str, range(10)), "a", "a", "a"], 0.2, 0)
     shared = ["a", "b", "a", "b"]  # either patient has both classes
-    assert [len(side) for side in folders.split(listing_of([0, 0, 1, 1]), shared, 0.2, 0)] == [2, 2]
+    assert [len(side) for side in split_of([0, 0, 1, 1], shared, 0.2, 0)] == [2, 2]
 
 
 def test_who_shares_an_image_is_together():
-    found = folders.together(["a", "b", "c", "d", "e", "c"], ["1", "2", "1", "3", "2", "4"])
+    found = splits.together(["a", "b", "c", "d", "e", "c"], ["1", "2", "1", "3", "2", "4"])
     assert found == ["a", "b", "a", "d", "b", "a"]
     names = [f"P{n}" for n in (5, 3, 9, 3)]
-    assert folders.together(names, list("abcd")) == names
+    assert splits.together(names, list("abcd")) == names
 
 
 # ── the cache ──
@@ -736,6 +736,16 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert len(fewer.train) + len(fewer.test) == 9
 
 
+def test_a_folder_that_is_linked_to_in_a_circle_is_looked_into_once(tmp_path):
+    folder = fill(tmp_path / "pets", cat=4, dog=4)
+    (folder / "dog" / "note.txt").write_text("")
+    (folder / "cat" / "here").symlink_to(folder)
+    (folder / "cow").symlink_to(fill(tmp_path / "others", cow=4) / "cow")
+    data, said = load(folder)
+    assert len(data.train) + len(data.test) == 12
+    assert said.startswith(f"{folder}: left out are 1 .txt in dog/ (")
+
+
 def test_masks_are_told_and_can_be_left_out(tmp_path):
     for kind in ("benign", "malignant"):
         for n in range(4):
@@ -934,10 +944,10 @@ def test_real(name):
 def test_real_nodules_are_split_by_patient():
     place = datasets.present("lidc_nodules")
     listing = folders.list_classes(place, readers.VOLUMES)
-    whose = np.array(folders.patients(listing.paths))
+    whose = np.array(splits.patients(listing.paths))
     assert len(set(whose)) == 551
     for seed in range(5):
-        train, test = folders.split(listing, list(whose), 0.2, seed)
+        train, test = splits.split(listing.labels, listing.classes, list(whose), 0.2, seed)
         assert not set(whose[train]) & set(whose[test])
         shares = listing.labels[test].bincount() / listing.labels.bincount()
         assert (shares - 0.2).abs().max() < 0.015

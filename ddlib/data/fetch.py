@@ -50,14 +50,14 @@ def bring(folder: Path, places: Mapping[str, Remote | None]) -> Path:
     A file has its published checksum.  An archive that a person put there is held to its own: mirrors repack them.
     """
     for place, remote in places.items():
-        if (folder / place).exists():
-            if remote and (folder / place).is_file():
-                check(folder / place, remote.checksum)
-            return folder / place
-    for place, remote in places.items():
+        target = folder / place
+        if target.is_file() and remote:
+            check(target, remote.checksum)
+        if target.exists():
+            return target
         for archive in [remote.name] if remote else [place + suffix for suffix in ARCHIVES]:
             if (folder / archive).exists():
-                return extract(folder / archive, folder / place)
+                return extract(folder / archive, target)
     place, remote = next(iter(places.items()))
     if remote is None:
         raise FileNotFoundError("only a person can download it.")
@@ -76,7 +76,6 @@ def download(remote: Remote, target: Path) -> Path:
 
     mirror = os.environ.get("DDLIB_MIRROR")
     address = mirror.rstrip("/") + urlsplit(remote.url).path if mirror else remote.url
-    files.writable_folder(target.parent)
     pooch.get_logger().setLevel("WARNING")
     registry, urls = {target.name: remote.checksum}, {target.name: address}
     fetcher = pooch.create(target.parent, "", registry=registry, urls=urls, retry_if_failed=RETRIES)

@@ -1,4 +1,4 @@
-"""Class folders, `<class>/<file>` → image sets: listed, read once and kept in a cache, split by patient.
+"""Class folders, `<class>/<file>` → image sets: listed, read once and kept in a cache.
 
 Files are in the order of their names, so that a split by a seed is the same on every machine.
 """
@@ -22,11 +22,11 @@ from torch import Tensor
 from .. import files
 from ..training import progress_bar
 from .readers import CT_WINDOW, PHOTOS, VOLUMES, Halves, levels, photo, voxels
+from .splits import patients, split, together
 
 READING = 3  # raised when the same files would be read differently: caches of another number are made anew
 TRAINING = ("train", "training")  # names of the halves of a folder that is split already
 TEST = ("test", "testing", "val", "valid", "validation")
-PATIENT = r"(.+)_R_\d+\."
 MASK = re.compile(r"[_-](seg|mask|gt|label)[_-]?\d*\.", re.IGNORECASE)
 FEW = 64  # grey levels of 256: where values reach fewer, the window is not theirs
 
@@ -69,13 +69,14 @@ def read(
     how = {"shape": shape} | ({"grey": grey} if photos else {"window": window, "area": area})
     listing = list_classes(place, PHOTOS if photos else VOLUMES, classes, leave_out or "")
     whose = patients(listing.paths, patient)
-    sides = split(listing, whose, test_fraction, split_seed)
+    halves = listing.training and torch.arange(len(whose)).tensor_split([listing.training])
+    sides = halves or split(listing.labels, listing.classes, whose, test_fraction, split_seed)
     read_one = partial(photo, **how) if photos else lambda path: levels(voxels(path), **how)
     images = cached(place, root, how, listing.paths, read_one)
     if own:
         pictures = zip(images, listing.paths, strict=True)
-        prints = [files.digest(image) if image.unique().numel() > 1 else str(path) for image, path in pictures]
-        sides = split(listing, together(whose, prints), test_fraction, split_seed)
+        prints = [files.digest(image) if image.min() < image.max() else str(path) for image, path in pictures]
+        sides = halves or split(listing.labels, listing.classes, together(whose, prints), test_fraction, split_seed)
         notes = [*_left_out(place, listing.paths, leave_out or ""), *_both_sides(listing, sides, whose, prints)]
         notes += [] if photos else _beside_window(listing, window)
         if notes:
@@ -89,8 +90,7 @@ def cached(place: Path, root: Path, how: dict, paths: Sequence[Path], read_one: 
 
     What is kept is made anew when a file has another name, size or time of change, or when it is damaged.
     """
-    sources = [path for of in paths for path in (of, of.with_suffix(".img")) if path.exists()]  # .hdr is half a volume
-    stats = [(str(path.relative_to(place)), path.stat()) for path in sources]
+    stats = [(str(path.relative_to(place)), path.stat()) for path in _sources(paths)]
     state = json.dumps([READING, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
     key = files.checksum(json.dumps([str(place.resolve()), how]).encode())[:16]
     cache = root / ".cache" / f"{place.name}-{key}.pt"
@@ -129,7 +129,7 @@ def list_classes(folder: Path, suffixes: tuple[str, ...], classes: str = "*", le
     folders = [place for half in places for place in half]
     found = [[p for p in _visible(f, leave_out) if p.name.lower().endswith(suffixes) and p.is_file()] for f in folders]
     if not all(found):
-        empty = folders[[len(paths) for paths in found].index(0)]
+        empty = next(place for place, paths in zip(folders, found, strict=True) if not paths)
         raise FileNotFoundError(f"{empty} holds no file of the kinds {', '.join(suffixes)}.")
     labels = [index % len(names) for index, paths in enumerate(found) for _ in paths]
     training = sum(map(len, found[: len(names)])) if others else 0
@@ -152,6 +152,12 @@ def _visible(folder: Path, leave_out: str = "") -> list[Path]:
     return sorted(path for path in inside if not any(path.match(pattern) for pattern in patterns))
 
 
+def _sources(paths: Sequence[Path]) -> list[Path]:
+    """The files, each .hdr with its .img."""
+    pairs = [path.with_suffix(".img") for path in paths if path.suffix == ".hdr"]
+    return [*paths, *filter(Path.exists, pairs)]
+
+
 # ── what a reader may not expect ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -165,7 +171,7 @@ def _files(folder: Path, leave_out: str, above: Sequence[Path] = ()) -> Iterator
 def _left_out(place: Path, taken: Sequence[Path], leave_out: str) -> Iterator[str]:
     """The visible files that are not taken, counted by suffix and folder; masks that are."""
     count: Counter[str] = Counter()
-    for path in {*_files(place, leave_out)} - {*taken, *(path.with_suffix(".img") for path in taken)}:
+    for path in {*_files(place, leave_out)} - {*_sources(taken)}:
         suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix or "nameless"
         count[f"{suffix} in {path.parent.relative_to(place)}/"] += 1
     if count:
@@ -205,68 +211,3 @@ def _beside_window(listing: Listing, window: tuple[float, float]) -> list[str]:
     what = f"clips {outside:.0%} of them" if outside > 0.5 else f"leaves {max(reached, 1):.0f} of 256 grey levels"
     there = f"the first volumes have values from {values.min():.4g} to {values.max():.4g}"
     return [f"{there}, of which the window {window} {what}: set window=[low,high]"]
-
-
-# ── two sides ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def patients(paths: Sequence[Path], pattern: str | None = None) -> list[str]:
-    """For each file the patient that its name carries, else the file itself.
-
-    `pattern` is a regular expression that finds the patient in a name, as its first group or all of it; by default
-    `<patient>_R_<n>.*`.  One that is in no name is a ValueError.
-    """
-    found = [re.search(pattern or PATIENT, path.name) for path in paths]
-    if pattern and not any(found):
-        raise ValueError(f"patient={pattern!r} is in no name of a file, such as {paths[0].name!r}.")
-    return [
-        match[match.re.groups and 1] if match else f"{path.parent.name}/{path.name}"
-        for path, match in zip(paths, found, strict=True)
-    ]
-
-
-def together(whose: Sequence[str], prints: Sequence[str]) -> list[str]:
-    """For each image the name of a patient: those who share an image, by its fingerprint, have the same."""
-    from scipy.cluster.hierarchy import DisjointSet
-
-    groups = DisjointSet([*whose, *prints])
-    for patient, image in zip(whose, prints, strict=True):
-        groups.merge(patient, image)
-    return [groups[patient] for patient in whose]
-
-
-def split(listing: Listing, whose: Sequence, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of training and test files, both sorted; the test side gets about `fraction` of each class.
-
-    A patient is on one side with all that is theirs.  Patients come in random order, and each goes to the test side
-    if that brings the shares of the classes there nearer to `fraction` (ours).  A class that is then missing on a side
-    gets its first patient who is not missed on the other.  What is split already stays so.
-
-    Raises:
-        ValueError: a class has too few patients to be on both sides.
-    """
-    if listing.training:
-        return torch.arange(listing.training), torch.arange(listing.training, len(listing.paths))
-    names, index = np.unique(np.asarray(whose), return_inverse=True)
-    shares = np.zeros((len(names), len(listing.classes)))  # of each class, that a patient has
-    np.add.at(shares, (index, listing.labels.numpy()), 1)
-    shares /= shares.sum(0)
-    lacking, test = np.full(len(listing.classes), fraction), np.zeros(len(names), dtype=bool)
-    order = np.random.default_rng(seed).permutation(len(names))
-    for patient in order:
-        if np.square(lacking - shares[patient]).sum() < np.square(lacking).sum():
-            lacking -= shares[patient]
-            test[patient] = True
-    for side in (True, False):
-        for label in range(len(listing.classes)):
-            if shares[test == side, label].any():
-                continue
-            counts = (shares[test != side] > 0).sum(0)  # of patients on the other side, for each class
-            can = [p for p in order if shares[p, label] and (counts[shares[p] > 0] > 1).all()]
-            if not can:
-                raise ValueError(
-                    f"class {listing.classes[label]!r} has too few patients, or files, to be on both sides of a split "
-                    f"with a test share of {fraction}: {(shares[:, label] > 0).sum()} (equal images count once)."
-                )
-            test[can[0]] = side
-    return torch.from_numpy(np.flatnonzero(~test[index])), torch.from_numpy(np.flatnonzero(test[index]))
