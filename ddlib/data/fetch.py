@@ -5,14 +5,12 @@ and host of every address, so that with `DDLIB_MIRROR=https://mirror.example.org
 file of `https://host/a/b.tgz?c` comes from `https://mirror.example.org/data/a/b.tgz`.
 """
 
-import lzma
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -23,7 +21,6 @@ from .. import files
 from ..training import progress_bar
 
 ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar")
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 BLOCK = 1 << 18  # bytes
 RETRIES = 2  # of a broken connection, after one second and then two
 
@@ -39,12 +36,6 @@ class Remote:
     def name(self) -> str:
         return PurePosixPath(urlsplit(self.url).path).name
 
-    @property
-    def address(self) -> str:
-        """Where to ask: `url`, or its path below `$DDLIB_MIRROR`."""
-        mirror = os.environ.get("DDLIB_MIRROR")
-        return mirror.rstrip("/") + urlsplit(self.url).path if mirror else self.url
-
 
 def check(path: Path, checksum: str) -> None:
     """Raise `files.DamagedFile` unless the file has the checksum, "md5:…" or "sha256:…"."""
@@ -56,22 +47,17 @@ def check(path: Path, checksum: str) -> None:
 def bring(folder: Path, places: Mapping[str, Remote | None]) -> Path:
     """The first of `places` below a folder that is there, or in an archive beside; else the first, downloaded.
 
-    A file has its published checksum.  An archive that a person put there is held to its own checksums: mirrors
-    repack them.
-
-    Raises:
-        FileNotFoundError: there is nothing to download, or it fails.
-        files.DamagedFile: what comes, or lies there, is damaged or hostile.
+    A file has its published checksum.  An archive that a person put there is held to its own: mirrors repack them.
     """
     for place, remote in places.items():
-        if (folder / place).exists():
-            if remote and (folder / place).is_file():
-                check(folder / place, remote.checksum)
-            return folder / place
-    for place, remote in places.items():
+        target = folder / place
+        if target.is_file() and remote:
+            check(target, remote.checksum)
+        if target.exists():
+            return target
         for archive in [remote.name] if remote else [place + suffix for suffix in ARCHIVES]:
             if (folder / archive).exists():
-                return extract(folder / archive, folder / place)
+                return extract(folder / archive, target)
     place, remote = next(iter(places.items()))
     if remote is None:
         raise FileNotFoundError("only a person can download it.")
@@ -88,24 +74,25 @@ def download(remote: Remote, target: Path) -> Path:
     """
     import pooch
 
-    files.writable_folder(target.parent)
+    mirror = os.environ.get("DDLIB_MIRROR")
+    address = mirror.rstrip("/") + urlsplit(remote.url).path if mirror else remote.url
     pooch.get_logger().setLevel("WARNING")
-    registry, urls = {target.name: remote.checksum}, {target.name: remote.address}
+    registry, urls = {target.name: remote.checksum}, {target.name: address}
     fetcher = pooch.create(target.parent, "", registry=registry, urls=urls, retry_if_failed=RETRIES)
     try:
         return Path(fetcher.fetch(target.name, downloader=_transfer))
     except OSError as error:
         raise FileNotFoundError(
-            f"{remote.address} could not be downloaded ({error}). Without a network, get {remote.url} on another "
+            f"{address} could not be downloaded ({error}). Without a network, get {remote.url} on another "
             f"machine and put it at {target} ({remote.checksum}); or let the environment variable DDLIB_MIRROR "
             f"name a server or a folder that has it."
         ) from error
     except ValueError as error:
-        raise files.DamagedFile(f"{remote.address} is damaged, what came was removed: {error}") from error
+        raise files.DamagedFile(f"{address} is damaged, what came was removed: {error}") from error
 
 
 def _transfer(address: str, output: str, _) -> None:
-    """One attempt; pooch itself knows no `file://`."""
+    """Each attempt of pooch's, which itself knows no `file://`."""
     from pooch import HTTPDownloader
 
     if address.startswith("file://"):
@@ -124,16 +111,16 @@ def extract(archive: Path, target: Path) -> Path:
     """
     files.writable_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{archive.name}.") as temporary:
+        inside = Path(temporary) / target.name
         try:
-            (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, temporary)
-        except (*DAMAGE, OSError) as error:
+            _unpack(archive, temporary)
+            if not inside.is_dir():
+                found = ", ".join(sorted(os.listdir(temporary))) or "nothing"
+                raise ValueError(f"it holds no folder {target.name}/, but {found}")
+        except Exception as error:  # on damaged data, decoders raise anything
             if getattr(error, "errno", None):
                 raise  # of the disk, not of the archive
-            raise files.DamagedFile(f"{archive} cannot be unpacked: {type(error).__name__}: {error}.") from error
-        inside = Path(temporary) / target.name
-        if not inside.is_dir():
-            found = ", ".join(sorted(p.name for p in Path(temporary).iterdir())) or "nothing"
-            raise files.DamagedFile(f"{archive} holds no folder {target.name}/, but {found}.")
+            raise files.DamagedFile(f"{archive} cannot be unpacked, nothing was: {error}.") from error
         try:
             os.rename(inside, target)
         except OSError:
@@ -142,27 +129,22 @@ def extract(archive: Path, target: Path) -> Path:
     return target
 
 
-def _untar(archive: Path, folder: str) -> None:
-    def inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-        _refuse(archive, member.name, member.isfile() or member.isdir())
-        return tarfile.data_filter(member, folder)
-
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter=inside)
-        while tar.fileobj.read(BLOCK):  # to the end, where the checksum of the compressed data is
+def _unpack(archive: Path, folder: str) -> None:
+    """Look at every member, then unpack them all."""
+    if zipfile.is_zipfile(archive):
+        packed = zipfile.ZipFile(archive)
+        kinds = [(member.filename, stat.S_IFMT(member.external_attr >> 16)) for member in packed.infolist()]
+        members = [(name, kind in (0, stat.S_IFREG, stat.S_IFDIR)) for name, kind in kinds]
+    else:
+        packed = tarfile.open(archive)  # noqa: SIM115
+        packed.extraction_filter = tarfile.data_filter
+        members = [(member.name, member.isfile() or member.isdir()) for member in packed]
+        while packed.fileobj.read(BLOCK):  # to the end, where the checksum of the compressed data is
             pass
-
-
-def _unzip(archive: Path, folder: str) -> None:
-    with zipfile.ZipFile(archive) as packed:
-        for member in packed.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            _refuse(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+    with packed:
+        for name, plain in members:
+            path = PureWindowsPath(name)  # it knows both separators, and drives
+            if not plain or path.drive or path.root or ".." in path.parts:
+                what = "leads out of the folder" if plain else "is a link or a device"
+                raise ValueError(f"its member {name!r} {what}")
         packed.extractall(folder)
-
-
-def _refuse(archive: Path, name: str, plain: bool) -> None:
-    path = PureWindowsPath(name)  # it knows both separators, and drives
-    if not plain or path.drive or path.root or ".." in path.parts:
-        what = "leads out of the target folder" if plain else "is a link or a device"
-        raise files.DamagedFile(f"{archive} is refused, nothing was unpacked: its member {name!r} {what}.")

@@ -42,11 +42,10 @@ def _decoding(path: Path, kind: str) -> Iterator[None]:
         raise files.DamagedFile(f"{path} cannot be decoded as {kind}: {reason}.") from error
 
 
-def photo(path: Path, shape: tuple[int, int], grey: bool = False) -> tuple[Tensor, Tensor]:
+def photo(path: Path, shape: tuple[int, int], grey: bool = False) -> Tensor:
     """A photo, scaled and cropped about its centre to `shape` (H, W): uint8 (3, H, W), or (1, H, W) in grey.
 
-    Values of 16 bits are scaled to 8, and what is transparent shows a white ground.  (And (3,) zeros, where `volume`
-    tells what values it saw.)
+    Values of 16 bits are scaled to 8, and what is transparent shows a white ground.
 
     Raises:
         files.DamagedFile: it cannot be decoded, to its last byte; has several pages, or values without a known range.
@@ -60,14 +59,11 @@ def photo(path: Path, shape: tuple[int, int], grey: bool = False) -> tuple[Tenso
         picture.draft(mode, (2 * max(shape),) * 2)  # a JPEG far too large is decoded at a half, a quarter, …
         upright = _opaque(_eight_bits(ImageOps.exif_transpose(picture), picture)).convert(mode)
         pixels = np.array(ImageOps.fit(upright, shape[::-1], Image.Resampling.BICUBIC))
-    return torch.from_numpy(pixels).view(*shape, -1).permute(2, 0, 1), torch.zeros(3)
+    return torch.from_numpy(pixels).view(*shape, -1).permute(2, 0, 1)
 
 
 def _eight_bits(upright: "Image.Image", picture: "Image.Image") -> "Image.Image":
-    """A turned picture, its values scaled to 0 … 255 where the file says what white is.
-
-    Pillow would clip them, show signed numbers as unsigned, and read planes of 16 bits in the wrong order.
-    """
+    """A turned picture, its values scaled to 0 … 255 where the file says what white is; Pillow would clip them."""
     from PIL import Image
 
     tags = getattr(picture, "tag_v2", {})
@@ -93,25 +89,10 @@ def _opaque(picture: "Image.Image") -> "Image.Image":
 
     if not picture.has_transparency_data:
         return picture
-    for ground in ("white", "black"):
-        page = Image.new("RGBA", picture.size, ground)
-        page.alpha_composite(picture.convert("RGBA"))
-        if any(high - low > 8 for low, high in page.convert("RGB").getextrema()):
-            break
-    return page
-
-
-def volume(
-    path: Path, shape: tuple[int, int, int], window: tuple[float, float] = CT_WINDOW, area: bool = True
-) -> tuple[Tensor, Tensor]:
-    """A NIfTI volume, as `voxels` reads and `levels` resamples it: uint8 (1, H, W, D).
-
-    And of its values (3,): the lowest, the highest, and the share outside the window.
-    """
-    values = voxels(path)
-    known = values[values.isfinite()] if values.isfinite().any() else torch.zeros(1)
-    outside = ((known < window[0]) | (known > window[1])).float().mean()
-    return levels(values, shape, window, area), torch.stack([known.min(), known.max(), outside])
+    picture = picture.convert("RGBA")
+    pages = (Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture) for ground in ("white", "black"))
+    white = next(pages)
+    return white if any(high - low > 8 for low, high in white.convert("RGB").getextrema()) else next(pages)
 
 
 def voxels(path: Path) -> Tensor:
@@ -128,26 +109,21 @@ def voxels(path: Path) -> Tensor:
         import nibabel
     except ImportError as error:
         raise ImportError(f"this data set needs nibabel: pip install 'ddlib[data]' ({error}).") from error
-    name = path.name.lower()
     with _decoding(path, "a NIfTI volume"):
-        if name.endswith(".hdr"):
-            image = nibabel.load(path)
-        else:
-            data = path.read_bytes()
-            data = gzip.decompress(data) if name.endswith(".gz") else data  # checks the CRC; nibabel does not
-            second = 540 in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big"))
-            image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(data)
+        if path.suffix.lower() == ".gz":
+            gzip.decompress(path.read_bytes())  # holds it to its checksum, which nibabel does not
+        image = nibabel.as_closest_canonical(nibabel.load(path))
         if image.get_data_dtype().kind not in "iuf":
             raise ValueError("its voxels are colours or complex numbers; a volume has one real number each")
-        values = np.ascontiguousarray(nibabel.as_closest_canonical(image).dataobj, dtype=np.float32)
-        while values.ndim > 3 and values.shape[-1] == 1:
-            values = values[..., 0]
-        if values.ndim != 3:
+        values = torch.from_numpy(np.ascontiguousarray(image.dataobj, dtype=np.float32))
+        if values.ndim < 3 or values.shape[:3].numel() != values.numel():
             raise ValueError(f"a volume has three axes, this has shape {tuple(values.shape)}")
-        return torch.from_numpy(values)
+        return values.flatten(2)
 
 
-def levels(voxels: Tensor, shape: tuple[int, int, int], window: tuple[float, float], area: bool = True) -> Tensor:
+def levels(
+    voxels: Tensor, shape: tuple[int, int, int], window: tuple[float, float] = CT_WINDOW, area: bool = True
+) -> Tensor:
     """Values (H, W, D) clipped to `window` and resampled to `shape`: uint8 (1, *shape).
 
     An axis that grows is interpolated linearly; one that shrinks is averaged, so that nothing vanishes between two
@@ -183,6 +159,8 @@ def medmnist3d(place: Path, root: Path, *, size: int, classes: Sequence[str]) ->
     with np.load(place) as arrays:
         images = [torch.from_numpy(arrays[f"{half}_images"])[:, None] for half in ("train", "test")]
         labels = [torch.from_numpy(arrays[f"{half}_labels"]).flatten().long() for half in ("train", "test")]
+    if images[0].shape[-1] != size:
+        raise ValueError(f"size of {place.name} must be {images[0].shape[-1]}, got {size}.")
     return (images[0], labels[0]), (images[1], labels[1]), tuple(classes)
 
 

@@ -21,7 +21,6 @@ from .fetch import Remote, bring
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXTS = ("path", "leave_out", "patient")  # options that are text, as typed
 PAIR = r"""(?:^|\s)(\w+)=("[^"]*"|'[^']*'|.*?)(?=\s+\w+=|\s*$)"""  # an option and its value, which may have spaces
 
 
@@ -31,9 +30,8 @@ class Entry:
 
     Attributes:
         read: its place, the data folder, options → (train, test, classes).
-        options: what it takes, with the usual values.
+        options: what it takes, with the usual values; None where that is text.
         places: where it lies below the data folder → what to download for that; None where only a person can.
-        sizes: for each value of the option size its place, where they have files of their own.
         flip_axes: spatial axes along which a mirrored image is as good an example.
         regions: named windows on images of the usual shape.
     """
@@ -45,26 +43,20 @@ class Entry:
     layout: str
     options: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Remote | None] = field(default_factory=dict)
-    sizes: Mapping[int, str] = field(default_factory=dict)
-    flip_axes: tuple[int, ...] = ()
+    flip_axes: Sequence[int] = ()
     regions: Mapping[str, Window] | None = None
 
 
 def _registered() -> dict[str, Entry]:
-    read = {"class folders": folders.read} | {
-        name: getattr(readers, name) for name in ("digits", "cifar10", "medmnist3d")
-    }
     rows = yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text(encoding="utf-8"))
     for row in rows.values():
-        row["read"] = partial(read[row.pop("reader")], **row.pop("arguments", {}))
+        reader = row.pop("reader")
+        read = folders.read if reader == "class folders" else getattr(readers, reader)
+        row["read"] = partial(read, **row.pop("arguments", {}))
         row["places"] = {place: Remote(*at) if at else None for place, at in row.get("places", {}).items()}
-        row["options"] = {option: _as_tuple(value) for option, value in row.get("options", {}).items()}
-        row["flip_axes"] = tuple(row.get("flip_axes", ()))
+        options = row.get("options", {}).items()
+        row["options"] = {option: tuple(usual) if isinstance(usual, list) else usual for option, usual in options}
     return {name: Entry(**row) for name, row in rows.items()}
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 DATASETS = _registered()
@@ -88,16 +80,11 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
     options = check_options(name, options)
     entry, folder = DATASETS[name], data_folder(root)
     options = {**entry.options, **options}
-    if entry.places:
-        place = fetch(name, root, entry.sizes.get(options.get("size")))
-    else:
-        place = folder / Path(options.get("path") or "").expanduser()
+    place = fetch(name, root) if entry.places else folder / Path(options.get("path") or "").expanduser()
     if "path" in options and not options["path"]:
         raise ValueError(f"{name} needs path=…, the folder that holds a sub-folder for each class.")
     if "path" in options and not place.is_dir():
-        raise FileNotFoundError(
-            f"{place} is no folder that exists; a relative path is below the data folder, {folder}."
-        )
+        raise FileNotFoundError(f"{place} is no folder; a relative path is below the data folder, {folder}.")
     how = {option: value for option, value in options.items() if option not in ("path", "flip_axes")}
     train, test, classes = entry.read(place, folder, **how)
     source = partial(load_dataset, name, str(folder.resolve()) if root else None, **options)
@@ -124,67 +111,54 @@ def check_options(name: str, options: Mapping[str, Any] | str) -> dict[str, Any]
     Raises:
         ValueError: an unknown data set, option (the nearest is named) or value.
     """
-    entry = DATASETS[checks.one_of("data set", name, DATASETS)]
+    usual = DATASETS[checks.one_of("data set", name, DATASETS)].options
     if isinstance(options, str):
         if re.sub(PAIR, "", options).strip():
             raise ValueError(f"options of {name} must be like 'size=64 shape=[48,42]', got {options!r}.")
-        options = {pair[1]: _typed(pair[1], pair[2]) for pair in re.finditer(PAIR, options)}
+        options = {option: _typed(text, usual.get(option, "")) for option, text in re.findall(PAIR, options)}
+    axes = len(usual.get("shape", ("height", "width")))
     return {
-        checks.one_of(f"option of {name}", option, entry.options): _checked(option, value, entry)
+        option: _checked(option, value, usual[checks.one_of(f"option of {name}", option, usual)], axes)
         for option, value in options.items()
     }
 
 
-def _typed(option: str, text: str) -> Any:
-    """The value of an option that was given as text."""
+def _typed(text: str, usual: Any) -> Any:
+    """The value that was given as text."""
     text = text[1:-1] if len(text) > 1 and text[0] == text[-1] in "\"'" else text
-    for read in () if option in TEXTS else (json.loads, yaml.safe_load):  # JSON knows 1e-2, YAML all the rest
+    for read in () if usual is None else (json.loads, yaml.safe_load):  # JSON knows 1e-2, YAML all the rest
         with suppress(ValueError, yaml.YAMLError):
             return read(text)
     return text
 
 
-def _checked(option: str, value: Any, entry: Entry) -> Any:
-    """The value of an option, as JSON can write it (a list as a tuple)."""
-    usual = entry.options[option]
-    match option:
-        case option if option in TEXTS:
+def _checked(option: str, value: Any, usual: Any, axes: int) -> Any:
+    """A value that must be of the kind of the usual one; lists as tuples, paths as text."""
+    match usual:
+        case None:
             return _text(option, value)
-        case "size" if entry.sizes and value not in entry.sizes:
-            raise ValueError(f"size must be one of {', '.join(map(str, entry.sizes))}, got {value!r}.")
-        case "size":
-            return checks.whole(option, value, 1)
-        case "split_seed":
-            return checks.whole(option, value, 0, 2**31 - 1)
-        case "test_fraction":
-            if checks.real(option, value, 0, 1, open_low=True) == 1:
-                raise ValueError("test_fraction must be a number above 0 and below 1, got 1: nothing is left to train.")
-            return float(value)
-        case "grey":
+        case bool():
             return checks.flag(option, value)
-        case "flip_axes":
-            axes = len(entry.options.get("shape", (0, 0)))
-            if not isinstance(value, (list, tuple)) or any(type(v) is not int or v not in range(axes) for v in value):
-                raise ValueError(f"flip_axes must be a list of axes from 0 to {axes - 1}, like [1], got {value!r}.")
-            return tuple(value)
-    if not isinstance(value, (list, tuple)) or len(value) != len(usual):
+        case int():
+            return checks.whole(option, value, 0 if option == "split_seed" else 1)
+        case float():
+            return checks.real(option, value, 0, 0.99, open_low=True)
+    if not isinstance(value, (list, tuple)) or (len(value) != len(usual) and option != "flip_axes"):
         raise ValueError(f"{option} must be a list of numbers, like {list(usual)}, got {value!r}.")
-    if option == "shape":
-        return tuple(checks.whole(option, v, 1) for v in value)
-    low, high = (checks.real(option, v, -1e6) for v in value)
-    if low >= high:
-        raise ValueError(f"window must be (low, high) with low < high, got {value!r}.")
-    return low, high
+    if option == "window":
+        low = checks.real("the start of the window", value[0], -1e6)
+        return low, checks.real("the end of the window", value[1], low, open_low=True)
+    low, high = (0, axes - 1) if option == "flip_axes" else (1, None)
+    return tuple(checks.whole(option, number, low, high) for number in value)
 
 
 def _text(option: str, value: Any) -> str | None:
     if not isinstance(value, (str, os.PathLike, NoneType)):
         raise ValueError(f"{option} must be text, got {value!r}.")
-    if option == "patient" and value:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"patient must be a regular expression, like '(.+)_', got {value!r} ({error}).") from None
+    try:
+        re.compile(value if option == "patient" and value else "")
+    except re.error as error:
+        raise ValueError(f"patient must be a regular expression, like '(.+)_', got {value!r} ({error}).") from None
     return str(value) if value else None
 
 
@@ -192,20 +166,19 @@ def _text(option: str, value: Any) -> str | None:
 
 
 def data_folder(root: str | Path | None = None) -> Path:
-    """`root`, else `$DDLIB_DATA`, else the per-user cache folder."""
-    return Path(root or os.environ.get("DDLIB_DATA") or folders.user_folder()).expanduser()
+    """`root`, else `$DDLIB_DATA`, else the per-user cache folder, `$XDG_CACHE_HOME/ddlib` or `~/.cache/ddlib`."""
+    home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ddlib")
+    return Path(root or os.environ.get("DDLIB_DATA") or home).expanduser()
 
 
 def present(name: str, root: str | Path | None = None) -> Path | None:
     """Where the files of a data set are below the data folder; None where they are not."""
-    entry, folder = DATASETS[checks.one_of("data set", name, DATASETS)], data_folder(root)
-    return next((folder / place for place in entry.places if (folder / place).exists()), None)
+    places = DATASETS[checks.one_of("data set", name, DATASETS)].places
+    return next((there for place in places if (there := data_folder(root) / place).exists()), None)
 
 
-def fetch(name: str, root: str | Path | None = None, place: str | None = None) -> Path:
+def fetch(name: str, root: str | Path | None = None) -> Path:
     """Where the files of a data set are; unpacked from an archive beside, or downloaded, where they are not there.
-
-    `place` is one of the entry's `places`, where it has several.
 
     Raises:
         ValueError: an unknown name, or a set that has no place of its own.
@@ -215,12 +188,11 @@ def fetch(name: str, root: str | Path | None = None, place: str | None = None) -
     entry, folder = DATASETS[checks.one_of("data set", name, DATASETS)], data_folder(root)
     if not entry.places:
         raise ValueError(f"{name} is not fetched: it is {entry.layout}.")
-    places = {place: entry.places[place]} if place else entry.places
     try:
-        return bring(folder, places)
+        return bring(folder, entry.places)
     except OSError as error:
         raise FileNotFoundError(
-            f"{name} is not at {folder / next(iter(places))}: {error} Its source: {entry.source}; its layout: "
+            f"{name} is not at {folder / next(iter(entry.places))}: {error} Its source: {entry.source}; its layout: "
             f"{entry.layout}. The environment variable DDLIB_DATA can name the folder that holds it."
         ) from error
 
