@@ -17,7 +17,7 @@ from ..decomposition import Decomposition, parse_grid
 from ..devices import choose_precision
 from ..engines import ENGINES
 from ..images import ImageSet
-from ..training import PRECISIONS, RECIPES, Recipe, accuracy, predict
+from ..training import RECIPES, Recipe, accuracy, predict
 from . import records
 from .stages import CHANNELS, SEVERAL, STRATEGIES, Stages, seconds
 
@@ -88,7 +88,6 @@ class Experiment:
             "dataset": checks.one_of("data set", self.dataset, DATASETS),
             "backbone": checks.one_of("backbone", self.backbone, BACKBONES),
             "strategies": tuple(checks.one_of("strategy", s, STRATEGIES) for s in self.strategies),
-            "precision": checks.one_of("precision", self.precision, PRECISIONS),
             "engine": checks.one_of("engine", self.engine, ENGINES),
             "rate": checks.real("rate", number(self.rate), 0, open_low=True),
             "samples": None if samples == "all" else samples,
@@ -102,7 +101,7 @@ class Experiment:
         check_options(self.dataset, self.options or "")
         self._check_windows()
         for stage in RECIPES:
-            self.recipe(stage)  # checks augment and what else is of training
+            self.recipe(stage)  # checks augment, precision and what else is of training
 
     def _check_windows(self) -> None:
         subdomains = None
@@ -119,7 +118,9 @@ class Experiment:
         if parts and {*self.strategies} & {*CHANNELS} and self.width % parts:
             raise ValueError(f"width {self.width} cannot be split evenly into {parts} sub-networks (channel_parts).")
         if self.samples == "windows" and subdomains not in (None, parts):
-            raise ValueError(f"channel_parts must be the number of windows, {subdomains} of {self.grid}, got {parts}.")
+            raise ValueError(
+                f"{parts} sub-networks (channel_parts) do not fit the {subdomains} windows of {self.grid}."
+            )
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -145,11 +145,10 @@ class Stages:
 
     def _train(self, stage: str, model: nn.Module, train: Callable, *arguments: Any, **options: Any) -> nn.Module:
         """Train with the recipe of the stage, and a checkpoint named by all that determines the weights."""
-        title = "local CNNs" + stage.removeprefix("local") if stage.startswith("local") else stage
         if self.folder is not None:
             name = f"{stage.replace(' ', '-')}-{self._key(stage)[:16]}.pt"
             options["checkpoint"] = self.folder / "checkpoints" / name
-        self.histories[stage] = train(*arguments, self.point.recipe(stage), progress=self.progress and title, **options)
+        self.histories[stage] = train(*arguments, self.point.recipe(stage), progress=self.progress and stage, **options)
         return model.to(self.device)
 
     def _out_of_fold(self) -> Tensor:

@@ -103,8 +103,10 @@ def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
 
 def table(plan: list[Point]) -> pd.DataFrame:
     """A row a point: its name, its status and its parameters."""
-    about = [{"point": p.name, "status": p.status(), "notebook": p.notebook.stem} for p in plan]
-    return pd.DataFrame([row | p.experiment.parameters for row, p in zip(about, plan, strict=True)])
+    rows = [
+        {"point": p.name, "status": p.status(), "notebook": p.notebook.stem} | p.experiment.parameters for p in plan
+    ]
+    return pd.DataFrame(rows)
 
 
 def select(plan: list[Point], expression: str) -> list[Point]:
