@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ddlib.backbones import BACKBONES
 from ddlib.data.sets import DATASETS
-from ddlib.study.configuration import STRATEGIES
-from ddlib.study.stages import AGGREGATES
+from ddlib.study.stages import AGGREGATES, STRATEGIES
 
 PAGE = Path(__file__).parents[1] / "extending.md"
 

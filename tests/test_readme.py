@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import ddlib
-from ddlib.__main__ import parser
+from ddlib.__main__ import commands
 from ddlib.report import figures as plots
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +33,8 @@ def test_commands_exist(page: Path):
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.M):
         assert target in targets, target
-    commands = parser()._subparsers._group_actions[0].choices
     for command in re.findall(r"(?:^|`)(?:ddlib|python -m ddlib) ([a-z]+)", text, re.M):
-        assert command in commands, command
+        assert command in commands.commands, command
     for path in re.findall(r"(?:^|`)papermill (notebooks/\d\w+\.ipynb)", text, re.M):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"notebooks/(?:params|plans)/(?!NAME)\w+\.yaml", text):

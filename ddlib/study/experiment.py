@@ -1,28 +1,161 @@
-"""One point of a table: a configuration is trained, evaluated, and kept as a record."""
+"""One point of a table: what identifies it is checked, then it is trained, evaluated, and kept as a record."""
 
+import math
 import time
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import channels, files
+from .. import channels, checks, files
 from ..aggregation import importance
-from ..backbones import count_parameters
-from ..data.sets import DATASETS
+from ..backbones import BACKBONES, count_parameters
+from ..data.sets import DATASETS, check_options, load_dataset
+from ..decomposition import Decomposition, parse_grid
 from ..devices import choose_precision
-from ..training import accuracy, predict
+from ..engines import ENGINES
+from ..images import ImageSet
+from ..training import RECIPES, Recipe, accuracy, predict
 from . import records
-from .configuration import CHANNELS, SEVERAL, STRATEGIES, Configuration
-from .stages import Stages, seconds
+from .stages import CHANNELS, SEVERAL, STRATEGIES, Stages, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# the least value of what is a whole number; what is None by default may stay None
+LEAST = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0}
+LEAST |= {"train_size": 2, "channel_parts": 1, "out_of_fold": 2}
 
-class Experiment(Configuration):
-    __doc__ = Configuration.__doc__
+
+@dataclass(frozen=True)
+class Experiment:
+    """One data set, backbone, decomposition and seed, with the strategies to compare.
+
+    Attributes:
+        dataset: a key of `DATASETS`.
+        backbone: a key of `BACKBONES`.
+        grid: subdomains for each axis, "2x2" or (2, 2); "regions" for the named regions of the data set.
+        overlap: pixels by which a window reaches past its subdomain.
+        strategies: some of `STRATEGIES`; what they share is trained once.
+        width: of the global CNN; each local CNN has `width / sqrt(N)`.
+        epochs: of the global CNN, the local CNNs, the coherent model, and of transfer after the local CNNs.
+        dense_epochs: of the dense network.
+        batch_size, rate, augment, precision: see `Recipe`; transfer trains at a fifth of the rate.
+        engine: "auto", "fused" or "loop", see `train_local`.
+        options: of the data set, e.g. "size=64 split_seed=1", see `load_dataset`; None for its defaults.
+        train_size: train on so many images only, each class in proportion; None for all.
+        channel_parts: sub-networks into which the channels are split (P3); None for as many as subdomains.
+        samples: what a sub-network trains on: "all" images (also None), its own share of them ("shares"), or its
+            own window of each ("windows").
+        out_of_fold: where the dense network takes local probabilities that the local CNNs give for their own training
+            images (None: the papers' way), it may learn to trust them too much; with a number of folds it takes
+            those of local CNNs that were trained on the other folds (stacked generalisation, Wolpert 1992).
+        local_losses: True adds the local losses to the coherent model's and transfer's (`model.BothLevels`).
+        seed: of the initial weights, the batches and the augmentation.
+
+    Raises:
+        ValueError: a value that is not allowed; the message names it and what is.
+    """
+
+    dataset: str = "digits"
+    backbone: str = "vgg9"
+    grid: str | tuple[int, ...] = "2x2"
+    overlap: int = 0
+    strategies: tuple[str, ...] = tuple(s for s in STRATEGIES if s not in CHANNELS)
+    width: int = 32
+    epochs: int = 12
+    dense_epochs: int = RECIPES["dense network"].epochs
+    batch_size: int = RECIPES["global"].batch_size
+    rate: float = RECIPES["global"].rate
+    augment: bool = True
+    precision: str = "auto"
+    engine: str = "auto"
+    options: str | None = None
+    train_size: int | None = None
+    channel_parts: int | None = None
+    samples: str | None = None
+    out_of_fold: int | None = None
+    local_losses: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        samples = checks.one_of("samples", self.samples or "all", ("all", "shares", "windows"))
+        whole = {name: number(getattr(self, name)) for name in LEAST}
+        given = [name for name, v in whole.items() if v is not None or getattr(Experiment, name) is not None]
+        checked = {
+            "dataset": checks.one_of("data set", self.dataset, DATASETS),
+            "backbone": checks.one_of("backbone", self.backbone, BACKBONES),
+            "strategies": tuple(checks.one_of("strategy", s, STRATEGIES) for s in self.strategies),
+            "engine": checks.one_of("engine", self.engine, ENGINES),
+            "rate": checks.real("rate", number(self.rate), 0, open_low=True),
+            "samples": None if samples == "all" else samples,
+            "local_losses": checks.flag("local_losses", self.local_losses or False) or None,
+            **{name: checks.whole(name, whole[name], LEAST[name]) for name in given},
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if not self.strategies:
+            raise ValueError(f"strategies must name at least one of {', '.join(STRATEGIES)}.")
+        check_options(self.dataset, self.options or "")
+        self._check_windows()
+        for stage in RECIPES:
+            self.recipe(stage)  # checks augment, precision and what else is of training
+
+    def _check_windows(self) -> None:
+        subdomains = None
+        if self.grid == "regions":
+            if self.overlap:
+                raise ValueError(f"overlap is of grids; the regions of a data set have none, got {self.overlap}.")
+            if DATASETS[self.dataset].regions is None:
+                raise ValueError(f"data set {self.dataset!r} has no named regions; give a grid like '2x2'.")
+        else:
+            grid = parse_grid(self.grid)
+            subdomains = math.prod(grid)
+            object.__setattr__(self, "grid", "x".join(map(str, grid)))
+        parts = self.channel_parts or subdomains
+        if parts and {*self.strategies} & {*CHANNELS} and self.width % parts:
+            raise ValueError(f"width {self.width} cannot be split evenly into {parts} sub-networks (channel_parts).")
+        if self.samples == "windows" and subdomains not in (None, parts):
+            raise ValueError(
+                f"{parts} sub-networks (channel_parts) do not fit the {subdomains} windows of {self.grid}."
+            )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What identifies the point, as JSON can write it: all but the strategies and what is None."""
+        return {key: value for key, value in asdict(self).items() if key != "strategies" and value is not None}
+
+    @property
+    def name(self) -> str:
+        """Of its record: readable, and different for different parameters."""
+        return records.record_name(self.parameters)
+
+    def data(self) -> ImageSet:
+        """The data set as it is now, with all its training images or `train_size` of them."""
+        data = load_dataset(self.dataset, **check_options(self.dataset, self.options or ""))
+        return data if self.train_size is None else data.few(self.train_size, self.seed)
+
+    def decomposition(self, data: ImageSet) -> Decomposition:
+        """The windows on the images of `data`.
+
+        Raises:
+            ValueError: a grid or overlap that does not fit the images.
+        """
+        if self.grid == "regions":
+            return Decomposition.regions(data.image_shape, data.regions)
+        return Decomposition.grid(data.image_shape, parse_grid(self.grid), self.overlap)
+
+    def recipe(self, stage: str) -> Recipe:
+        """The recipe of a training: `RECIPES`, with this point's figures; "local, fold 1" trains as "local"."""
+        stage = stage.partition(",")[0]
+        base = RECIPES[stage]
+        common = dict(batch_size=self.batch_size, precision=self.precision, seed=self.seed)
+        if stage == "dense network":
+            return replace(base, epochs=self.dense_epochs, **common)
+        slower = base.rate / RECIPES["global"].rate  # transfer starts near its goal
+        return replace(base, epochs=self.epochs, rate=self.rate * slower, augment=self.augment, **common)
 
     def run(self, folder: str | Path | None = None, **options: Any) -> "pd.DataFrame":
         """Train and evaluate: a tidy frame, a row a strategy (`local`: one for each subdomain); see `record`."""
@@ -57,15 +190,23 @@ class Experiment(Configuration):
         stages = Stages(asked, data, folder if reuse else None, progress)
         made = records.provenance(stages.device.type, choose_precision(self.precision, stages.device), started)
         record = records.Record(self.parameters, _rows(stages), _arrays(stages), made)
+        options = DATASETS[self.dataset].options | check_options(self.dataset, self.options or "")
         record.provenance |= {
             "seconds": round(time.perf_counter() - clock, 3),
-            "data": self.source,
+            "data": {"name": self.dataset, **options},
             "images": data.digest,
             "image_shape": list(data.image_shape),
         }
         if folder is not None:
             record.save(folder)
         return record.only(self.strategies)
+
+
+def number(value: Any) -> Any:
+    """A number that came as text, as YAML leaves 1e-2; anything else as it is."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 def _check_same_images(record: records.Record, digest: str) -> None:
@@ -82,38 +223,24 @@ def _rows(stages: Stages) -> list[dict[str, Any]]:
     """The figures of a record: a row a strategy; of several networks, a row each."""
     import pandas as pd
 
-    point, rows = stages.point, []
-    shared = {name: getattr(point, name) for name in ("dataset", "backbone", "width", "grid", "overlap")}
+    point, data, rows = stages.point, stages.data, []
     for strategy in point.strategies:
-        reached = {
-            half: np.atleast_1d(accuracy(stages.probabilities(strategy, half), getattr(stages.data, half).labels))
-            for half in ("train", "test")
-        }
+        train = np.atleast_1d(accuracy(stages.probabilities(strategy, "train"), data.train.labels))
+        test = np.atleast_1d(accuracy(stages.probabilities(strategy, "test"), data.test.labels))
         history = pd.concat([frame.assign(stage=stage) for stage, frame in stages.histories.items()])
-        names = stages.model(strategy).decomposition.names if strategy in SEVERAL else ("",)
-        rows += [
-            {
-                **shared,
+        network = stages.model(strategy)
+        names = network.decomposition.names if strategy in SEVERAL else ("",)
+        for name, in_training, in_test in zip(names, train.tolist(), test.tolist(), strict=True):
+            row = vars(point) | {
                 "strategy": strategy,
                 "subdomain": name,
-                "seed": point.seed,
-                "epochs": point.epochs,
-                "train_accuracy": float(reached["train"][i]),
-                "test_accuracy": float(reached["test"][i]),
-                "parameters": _weights(stages, strategy) // len(names),
+                "train_accuracy": in_training,
+                "test_accuracy": in_test,
+                "parameters": count_parameters(network) // len(names),
                 "seconds": round(seconds(history, strategy), 3),
             }
-            for i, name in enumerate(names)
-        ]
+            rows.append({column: row[column] for column in records.ROW})
     return rows
-
-
-def _weights(stages: Stages, strategy: str) -> int:
-    """How many weights a strategy has in all its networks."""
-    if strategy == "composed":
-        return count_parameters(stages.model("composed"))
-    sizes = [stages.sizes[stage] for stage in STRATEGIES[strategy]]
-    return sizes[-1] if strategy in ("transfer", "channels") else sum(sizes)  # the last contains the others
 
 
 def _arrays(stages: Stages) -> dict[str, np.ndarray]:

@@ -1,29 +1,22 @@
 """What the notebooks share: their parameters become points of a table, and their tables are held to a reference."""
 
-import ast
-import inspect
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import checks, files
-from .configuration import number
-from .experiment import Experiment
-from .records import key
+from .experiment import Experiment, number
+from .records import gather, key
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # parameters that have several values, each of them a point → what they are called in `Experiment`
-LISTS = {
-    "grids": "grid",
-    "overlaps": "overlap",
-    "parts": "channel_parts",
-    "lengths": "epochs",
-    "seeds": "seed",
-}
+LISTS = {"grids": "grid", "overlaps": "overlap", "parts": "channel_parts", "lengths": "epochs", "seeds": "seed"}
+ASSIGNED = re.compile(r"^(\w+)(?::[^=\n]+)? = ", re.M)  # `name = value` or `name: type = value`
 
 
 class ParameterError(ValueError):
@@ -53,9 +46,7 @@ def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
         found = [Experiment(strategies=asked, **given | _own_overlap(some)) for some in combined]
         lacking = [some.replace("|", " or ") for some in needs.split() if not {*some.split("|")} & {*asked}]
         if lacking:
-            raise ValueError(
-                f"strategies lacks {' and '.join(lacking)}, which this notebook needs, got {strategies!r}."
-            )
+            raise ValueError(f"this notebook needs {' and '.join(lacking)} among its strategies, got {strategies!r}.")
         return list(dict.fromkeys(found))
 
 
@@ -69,8 +60,8 @@ def checking(*known: str) -> Iterator[None]:
     try:
         cells = _executed_cells()
         injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
-        own = [name for cell in cells if cell not in injected for name in _assigned(cell)]
-        for name in _assigned(injected[-1]) if injected else ():
+        own = [name for cell in cells if cell not in injected for name in ASSIGNED.findall(cell)]
+        for name in ASSIGNED.findall(injected[-1]) if injected else ():
             checks.one_of("notebook parameter", name, sorted({*known, *own}))
         yield
     except ValueError as error:
@@ -88,11 +79,7 @@ def values(name: str, given: Any) -> list[Any]:
 
 
 def whole_numbers(name: str, given: Any) -> list[int]:
-    """The notebook parameter `name`: "1 2 4" or [1, 2, 4] → [1, 2, 4].
-
-    Raises:
-        ParameterError: one of them is not a whole number ≥ 1, or there is none.
-    """
+    """The notebook parameter `name`: "1 2 4" or [1, 2, 4] → [1, 2, 4]; ParameterError for others than numbers ≥ 1."""
     with checking(name):
         return [checks.whole(name, number(value), 1) for value in values(name, given)]
 
@@ -102,16 +89,7 @@ def _executed_cells() -> list[str]:
     from IPython import get_ipython
 
     shell = get_ipython()
-    return [] if shell is None else [inspect.cleandoc(cell) + "\n" for cell in shell.history_manager.input_hist_raw]
-
-
-def _assigned(source: str) -> list[str]:
-    """Names that a cell assigns."""
-    try:
-        found = ast.walk(ast.parse(source))
-    except SyntaxError:  # a magic command
-        return []
-    return [node.id for node in found if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return [] if shell is None else shell.user_ns["In"]
 
 
 def _own_overlap(point: dict[str, Any]) -> dict[str, Any]:
@@ -163,9 +141,9 @@ def read_point(path: str | Path) -> tuple[Experiment, Path]:
     path, given = read_yaml(path)
     if not isinstance(given, dict) or not given.get("output"):
         raise ValueError(f"{path}: a mapping with output, strategy and fields of an experiment is needed.")
-    fields = [name for name in Experiment.__dataclass_fields__ if name not in ("strategies", "local_losses")]
+    fields = {"output", "strategy", *Experiment.__dataclass_fields__} - {"strategies", "local_losses"}
     for name in given:
-        checks.one_of(f"key of {path.name}", name, ["output", "strategy", *fields])  # local losses: in one process
+        checks.one_of(f"key of {path.name}", name, sorted(fields))  # local losses: in one process
     output, strategy = resolve(given.pop("output")), given.pop("strategy", "coherent")
     return Experiment(**given, strategies=(checks.one_of("strategy", strategy, ("coherent", "transfer")),)), output
 
@@ -187,36 +165,36 @@ def tables_folder(folder: Path | None, name: str, frame: "pd.DataFrame") -> Path
     """
     import pandas as pd
 
-    if folder is None:
-        return None
-    path = folder / f"{name}.csv"
-    if path.exists() and not set(pd.read_csv(path)["record"]) <= set(frame["record"]):
-        return files.writable_folder(folder / "tables" / f"{name}-{key(sorted(set(frame['record'])))[:8]}")
+    own, path = set(frame["record"]), folder and folder / f"{name}.csv"
+    if path and path.exists() and not set(pd.read_csv(path)["record"]) <= own:
+        return files.writable_folder(folder / "tables" / f"{name}-{key(sorted(own))[:8]}")
     return folder
 
 
 def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bool:
-    """Hold a trained table against a committed one, and print a fixed sentence; False where it lacks a point.
+    """Hold a trained table against a committed one, and print a fixed sentence; False where that lacks a point.
 
     Figures of training differ between processors; they must not differ by more than `tolerance` (as a share of
     test images).  The local CNNs count by their mean: after few epochs a single small one may be ten points off on
     another number of threads.  The coherent model is left out: few epochs may or may not carry it off chance level.
+
+    Args:
+        reference: a table, or a folder of records.
 
     Raises:
         AssertionError: a test accuracy lies further off; the message lists the rows.
     """
     import pandas as pd
 
-    def means(of: "pd.DataFrame") -> "pd.Series":
-        return of[of["strategy"] != "coherent"].groupby(["record", "strategy"], sort=False)["test_accuracy"].mean()
-
     path = resolve(reference)
-    known = pd.read_csv(path, dtype={"subdomain": str}, keep_default_na=False) if path.exists() else None
-    if known is None or not set(frame["record"]) <= set(known["record"]):
+    known = pd.read_csv(path) if path.is_file() else gather(path)
+    if not set(frame["record"]) <= set(known["record"]):
         print(f"No reference for these parameters in {reference}.")
         return False
-    both = means(frame).to_frame().join(means(known).rename("reference"))
-    far = both[~((both["test_accuracy"] - both["reference"]).abs() <= tolerance)]
+    tables = {"found": frame, "reference": known}
+    means = {name: table.groupby(["strategy", "record"])["test_accuracy"].mean() for name, table in tables.items()}
+    both = pd.DataFrame(means).loc[means["found"].index].drop("coherent", errors="ignore")
+    far = both[~((both["found"] - both["reference"]).abs() <= tolerance)]
     assert far.empty, f"differs from {reference}:\n{far}"
     but = " but those of the coherent model" if "coherent" in set(frame["strategy"]) else ""
     print(f"Every test accuracy{but} agrees with {reference} within {100 * tolerance:g} points.")

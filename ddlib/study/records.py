@@ -12,7 +12,8 @@ import re
 import subprocess
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-ROW = {  # column → type; `gather` gives these, in this order, and then the provenance
+ROW = {  # column → type; `gather` gives these, in this order, and then `ABOUT`
     "dataset": str,
     "backbone": str,
     "width": int,
@@ -42,6 +43,7 @@ ROW = {  # column → type; `gather` gives these, in this order, and then the pr
     "parameters": int,
     "seconds": float,  # of all the trainings that the strategy needs; for `local`, of all N together
 }
+ABOUT = ("augment", "variant", "settings", "record", "outdated", "computed", "commit")
 # Parameters of an experiment that are mostly not given; those that are tell the rows of a table apart.
 VARIANT = ("options", "train_size", "channel_parts", "samples", "out_of_fold", "local_losses")
 # Raised when an accuracy would come out differently, by more than rounding: records of a lower number are outdated, and
@@ -85,21 +87,14 @@ class Record:
     def strategies(self) -> list[str]:
         return list(dict.fromkeys(row["strategy"] for row in self.rows))
 
-    def only(self, strategies: Iterable[str]) -> "Record":
-        """The same record with some of its strategies, in that order."""
-        rows = [row for strategy in strategies for row in self.rows if row["strategy"] == strategy]
-        return replace(self, rows=rows)
-
     @property
     def outdated(self) -> bool:
         """It was made before an accuracy would have come out differently (`RESULTS`)."""
         return self.provenance.get("results", 1) != RESULTS
 
-    @property
-    def computed(self) -> str:
-        """Where and how, as far as figures depend on it: device, threads, precision."""
-        made = self.provenance
-        return f"{made.get('device')}, {made.get('threads')} threads, {made.get('precision')}"
+    def only(self, strategies: Iterable[str]) -> "Record":
+        """The same record with some of its strategies, in that order."""
+        return replace(self, rows=[row for strategy in strategies for row in self.rows if row["strategy"] == strategy])
 
     def frame(self) -> "pd.DataFrame":
         """The rows, tidy."""
@@ -128,11 +123,10 @@ class Record:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self.arrays)
         data = buffer.getvalue()
-        folder = Path(folder)
-        files.write_atomically(folder / f"{self.name}.npz", data)
+        files.write_atomically(Path(folder) / f"{self.name}.npz", data)
         content = {"schema": SCHEMA, "arrays_sha256": files.checksum(data)}
-        content |= {key: value for key, value in asdict(self).items() if key != "arrays"}
-        return files.write_atomically(folder / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
+        content |= {name: getattr(self, name) for name in ("parameters", "rows", "provenance")}
+        return files.write_atomically(Path(folder) / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
 
 
 def load(path: str | Path) -> Record:
@@ -147,26 +141,22 @@ def load(path: str | Path) -> Record:
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         for row in content["rows"]:
-            wrong = [k for k, kind in ROW.items() if not isinstance(row[k], (kind, int) if kind is float else kind)]
-            if wrong or row.keys() != ROW.keys():
-                raise ValueError(f"columns {wrong or sorted(row.keys() ^ ROW.keys())} do not fit the schema")
+            if row.keys() != ROW.keys() or not all(isinstance(row[name], kind) for name, kind in ROW.items()):
+                raise ValueError(f"the row {row} does not fit the schema")
         data = path.with_suffix(".npz").read_bytes()
         if (found := files.checksum(data)) != content["arrays_sha256"]:
             raise ValueError(f"{path.stem}.npz should have SHA-256 {content['arrays_sha256']}, it has {found}")
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
-            arrays = dict(loaded)
-        return Record(content["parameters"], content["rows"], arrays, content["provenance"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+            return Record(content["parameters"], content["rows"], dict(loaded), content["provenance"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
 def find(folder: Path, name: str) -> Record | None:
     """The record of that name, where there is a whole one; a damaged one is set aside, with a warning."""
     path = folder / f"{name}.json"
-    if not path.exists():
-        return None
     try:
-        return load(path)
+        return load(path) if path.exists() else None
     except files.DamagedFile as error:
         away = [files.set_aside(part).name for part in (path, path.with_suffix(".npz")) if part.exists()]
         warnings.warn(f"{error} It was set aside as {' and '.join(away)}.", stacklevel=3)
@@ -179,27 +169,23 @@ def load_all(folder: str | Path) -> list[Record]:
 
 
 def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
-    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW`, augment, variant, record …"""
+    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW` and `ABOUT`."""
     import pandas as pd
 
-    found = load_all(source) if isinstance(source, (str, Path)) else source
-    rows = [
-        {
-            **row,
+    rows = []
+    for record in load_all(source) if isinstance(source, (str, Path)) else source:
+        made = record.provenance
+        about = {
             "augment": "yes" if record.parameters.get("augment", True) else "no",
             "variant": record.variant,
             "settings": record.settings,
             "record": record.name,
             "outdated": record.outdated,
-            "computed": record.computed,
-            "commit": record.provenance["commit"][:10],
+            "computed": f"{made.get('device')}, {made.get('threads')} threads, {made.get('precision')}",
+            "commit": made["commit"][:10],
         }
-        for record in found
-        for row in record.rows
-    ]
-    return pd.DataFrame(
-        rows, columns=[*ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
-    )
+        rows += [row | about for row in record.rows]
+    return pd.DataFrame(rows, columns=[*ROW, *ABOUT])
 
 
 def record_name(parameters: dict[str, Any]) -> str:
@@ -215,9 +201,10 @@ def key(content: Any) -> str:
 
 def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
     """Where and how a record was made."""
+    commit, _, changed = _described().partition("-")
     return {
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit or "unknown",
+        "dirty": bool(changed),
         "results": RESULTS,
         "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas")},
         "python": platform.python_version(),
@@ -229,12 +216,13 @@ def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
     }
 
 
-def _git(*command: str) -> str:
-    try:
-        done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+def _described() -> str:
+    """The commit of this code, with "-dirty" where files were changed since; nothing without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    options = {"cwd": Path(__file__).parent, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, timeout=10, **options).stdout.strip()
+    return ""
 
 
 def _processor() -> str:

@@ -5,12 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import channels
 from ..aggregation import DenseAggregator, average_probability, majority_vote
-from ..backbones import build, count_parameters
+from ..backbones import build
 from ..decomposition import Decomposition
 from ..devices import choose_device, choose_precision
 from ..engines import train_local
@@ -20,11 +21,25 @@ from ..model import CNNDNN, BothLevels
 from ..ranks import from_first, train_coherent
 from ..training import accuracy, fit, predict, train_aggregator
 from . import records
-from .configuration import CHANNELS, SEVERAL, STRATEGIES, Configuration
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# strategy → the trainings that it needs, in their order
+STRATEGIES: dict[str, tuple[str, ...]] = {
+    "global": ("global",),
+    "local": ("local",),
+    "average": ("local",),
+    "vote": ("local",),
+    "cnn-dnn": ("local", "dense network"),
+    "coherent": ("coherent",),
+    "transfer": ("local", "dense network", "transfer"),
+    "sub-networks": ("sub-networks",),
+    "composed": ("sub-networks",),
+    "channels": ("sub-networks", "channels"),
+}
+CHANNELS = ("sub-networks", "composed", "channels")  # P3's: split along the channels instead of the image
+SEVERAL = ("local", "sub-networks")  # strategies of N networks, each with a figure of its own
 # strategies that only combine local probabilities: (n, N, K) → (n, K)
 AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"average": average_probability, "vote": majority_vote}
 
@@ -35,15 +50,12 @@ def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> f
     `parallel` counts, for networks that were trained apart, the longest alone, as N workers would need it; NaN where
     they were trained together (fused), since none was timed alone.  Without it, NaN where ranks shared a training.
     """
-    needed = STRATEGIES[strategy]
-    folds = history["stage"].str.contains("fold") & ("dense network" in needed)
-    own = history[history["stage"].isin(needed) | folds]
+    needed, stage = STRATEGIES[strategy], history["stage"]
+    own = history[stage.isin(needed) | (stage.str.contains("fold") & ("dense network" in needed))]
     if not parallel:
-        shared = "ranks" in own and (own["ranks"] > 1).any()
-        return float("nan") if shared else float(own["seconds"].sum())
-    apart = own["stage"].str.startswith(SEVERAL)
-    longest = own["seconds_longest"] if "seconds_longest" in own else own["seconds"] * float("nan")
-    return float(own["seconds"].where(~apart, longest).sum(skipna=False))
+        return float("nan") if np.any(own.get("ranks", 1) > 1) else float(own["seconds"].sum())
+    longest = own.get("seconds_longest", float("nan"))
+    return float(own["seconds"].mask(own["stage"].str.startswith(SEVERAL), longest).sum(skipna=False))
 
 
 class Stages:
@@ -51,11 +63,10 @@ class Stages:
 
     Attributes:
         histories: a row an epoch, for each training that was made.
-        sizes: the number of weights that it trained.
     """
 
-    def __init__(self, point: Configuration, data: ImageSet, folder: Path | None, progress: bool):
-        """`folder` is where checkpoints are kept, below checkpoints/; None keeps none.
+    def __init__(self, point: Any, data: ImageSet, folder: Path | None, progress: bool):
+        """`point` is an `Experiment`; checkpoints are kept in `folder`, below checkpoints/, None keeps none.
 
         Raises:
             ValueError: what does not fit the images; before any training.
@@ -63,8 +74,8 @@ class Stages:
         self.point, self.data, self.folder, self.progress = point, data, folder, progress
         self.device = choose_device("auto")
         self.decomposition = point.decomposition(data)
+        self.size = {"in_channels": data.channels, "num_classes": data.num_classes, "width": point.width}
         self.histories: dict[str, pd.DataFrame] = {}
-        self.sizes: dict[str, int] = {}
         self._models: dict[str, nn.Module] = {}
         self._predicted: dict[tuple[str, str], Tensor] = {}
         images = [(len(data.train), "the data")]
@@ -83,7 +94,8 @@ class Stages:
     # ── trainings ──
 
     def model(self, strategy: str) -> nn.Module:
-        """The trained network of a strategy, but of those in `AGGREGATES`, which have none of their own."""
+        """The trained network of a strategy; of those in `AGGREGATES`, the local CNNs."""
+        strategy = "local" if strategy in AGGREGATES else strategy
         if strategy not in self._models:
             self._models[strategy] = self._make(strategy)
         return self._models[strategy]
@@ -92,8 +104,7 @@ class Stages:
         point, data = self.point, self.data
         match strategy:
             case "global":
-                net = self._fresh(lambda: build(point.backbone, **self._size(), dims=len(data.image_shape)))
-                return self._fit("global", net)
+                model = self._fresh(lambda: build(point.backbone, **self.size, dims=len(data.image_shape)))
             case "local":
                 return self._train_local("local", self._fresh(self._local_cnns), data.train)
             case "cnn-dnn":
@@ -102,22 +113,20 @@ class Stages:
                 self._train("dense network", model.head, train_aggregator, model, data, probabilities=p)
                 return model
             case "coherent":
-                return self._fit("coherent", self._fresh(lambda: CNNDNN(self._local_cnns(), self._dense_network())))
+                model = self._fresh(self._cnn_dnn)
             case "transfer":
-                model = CNNDNN(self._local_cnns(), self._dense_network()).to(self.device)
+                model = self._cnn_dnn().to(self.device)
                 trained = from_first(lambda: {k: v.cpu() for k, v in self.model("cnn-dnn").state_dict().items()})
                 model.load_state_dict(trained)
-                return self._fit("transfer", model)
             case "sub-networks":
-                local = self._fresh(self._sub_networks)
-                shared = point.samples == "shares"
+                local, shared = self._fresh(self._sub_networks), point.samples == "shares"
                 images = channels.shares(data.train, len(local), point.seed) if shared else data.train
                 return self._train_local("sub-networks", local, images)
             case "composed":
                 return channels.compose(self.model("sub-networks"))
             case "channels":
-                return self._fit("channels", channels.compose(self.model("sub-networks")))
-        raise AssertionError(strategy)
+                model = channels.compose(self.model("sub-networks"))
+        return self._fit(strategy, model)
 
     def _train_local(self, stage: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
         return self._train(stage, local, train_local, local, images, engine=self.point.engine)
@@ -136,13 +145,10 @@ class Stages:
 
     def _train(self, stage: str, model: nn.Module, train: Callable, *arguments: Any, **options: Any) -> nn.Module:
         """Train with the recipe of the stage, and a checkpoint named by all that determines the weights."""
-        title = "local CNNs" + stage.removeprefix("local") if stage.startswith("local") else stage
-        path = None
         if self.folder is not None:
-            path = self.folder / "checkpoints" / f"{stage.replace(' ', '-')}-{self._key(stage)[:16]}.pt"
-        options |= {"checkpoint": path, "progress": self.progress and title}
-        self.histories[stage] = train(*arguments, self.point.recipe(stage), **options)
-        self.sizes[stage] = count_parameters(model)
+            name = f"{stage.replace(' ', '-')}-{self._key(stage)[:16]}.pt"
+            options["checkpoint"] = self.folder / "checkpoints" / name
+        self.histories[stage] = train(*arguments, self.point.recipe(stage), progress=self.progress and stage, **options)
         return model.to(self.device)
 
     def _out_of_fold(self) -> Tensor:
@@ -166,10 +172,13 @@ class Stages:
             return make()
 
     def _local_cnns(self) -> LocalCNNs:
-        return LocalCNNs(self.point.backbone, self.decomposition, **self._size())
+        return LocalCNNs(self.point.backbone, self.decomposition, **self.size)
 
     def _dense_network(self) -> DenseAggregator:
         return DenseAggregator(len(self.decomposition), self.data.num_classes)
+
+    def _cnn_dnn(self) -> CNNDNN:
+        return CNNDNN(self._local_cnns(), self._dense_network())
 
     def _sub_networks(self) -> LocalCNNs:
         """P sub-networks of the global network's kind, each with a P-th of its width, on whole images or windows."""
@@ -179,10 +188,7 @@ class Stages:
         windows = self.decomposition if point.samples == "windows" else Decomposition.regions(shape, whole)
         if point.width % parts or len(windows) != parts:
             raise ValueError(f"width {point.width} and {len(windows)} windows do not fit {parts} sub-networks.")
-        return LocalCNNs(point.backbone, windows, **self._size(), local_width=point.width // parts)
-
-    def _size(self) -> dict[str, int]:
-        return {"in_channels": self.data.channels, "num_classes": self.data.num_classes, "width": self.point.width}
+        return LocalCNNs(point.backbone, windows, **self.size, local_width=point.width // parts)
 
     def _key(self, stage: str) -> str:
         """A hash of all that determines the weights of a stage: what points have in common they share."""

@@ -14,12 +14,9 @@ A plan of several such blocks has them as a list under `blocks`.
 
 import ast
 import itertools
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -73,29 +70,26 @@ def read_plan(path: str | Path) -> list[Point]:
     blocks = content["blocks"] if isinstance(content, dict) and list(content) == ["blocks"] else [content]
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise ValueError(f"{path}: a plan is a mapping with {', '.join(BLOCK)}, or a list of them under 'blocks'.")
-    expanded = [point for block in blocks for point in _expand(block, path)]
-    counted = Counter((point.output, point.name) for point in expanded)
-    twice = [name for (_, name), count in counted.items() if count > 1]
+    plan = [point for block in blocks for point in _expand(block, path)]
+    twice = [name for (_, name), count in Counter((p.output, p.name) for p in plan).items() if count > 1]
     if twice:
         raise ValueError(f"{path} asks for the same point more than once: {', '.join(twice)}.")
-    return expanded
+    return plan
 
 
 def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
-    for key in block:
-        checks.one_of(f"key of {path.name}", key, BLOCK)
-    for key in BLOCK:
-        if block.get(key) in (None, ""):
+    for key in (*block, *BLOCK):
+        if block.get(checks.one_of(f"key of {path.name}", key, BLOCK)) in (None, ""):
             raise ValueError(f"{path}: the key {key!r} is missing or empty.")
     if not isinstance(block["parameters"], dict):
         raise ValueError(f"{path}: parameters must be a mapping, got {block['parameters']!r}.")
     known = {notebook.stem: notebook for notebook in sorted((project_folder() / "notebooks").glob("*.ipynb"))}
-    name = checks.one_of("notebook", str(block["notebook"]), known)
-    usual = {k: ast.literal_eval(p["default"]) for k, p in papermill.inspect_notebook(str(known[name])).items()}
+    notebook = known[checks.one_of("notebook", str(block["notebook"]), known)]
+    usual = {k: ast.literal_eval(p["default"]) for k, p in papermill.inspect_notebook(str(notebook)).items()}
     if "strategies" not in usual:
-        raise ValueError(f"notebook {name!r} of {path} makes no records of points.")
+        raise ValueError(f"notebook {notebook.stem!r} of {path} makes no records of points.")
     for key in block["parameters"]:
-        checks.one_of(f"parameter of {name}", key, usual)
+        checks.one_of(f"parameter of {notebook.stem}", key, usual)
     lists = {k: v if isinstance(v, list) else [v] for k, v in block["parameters"].items()}
     output = resolve(block["output"])
     for values in itertools.product(*lists.values()):
@@ -104,13 +98,13 @@ def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
         found = points(**asked)
         if len(found) != 1:
             raise ValueError(f"{path}: a point has one value of each, got {asked}; write YAML lists instead.")
-        yield Point(known[name], output, {**given, "output": str(output)}, found[0])
+        yield Point(notebook, output, {**given, "output": str(output)}, found[0])
 
 
 def table(plan: list[Point]) -> pd.DataFrame:
     """A row a point: its name, its status and its parameters."""
     rows = [
-        {"point": p.name, "status": p.status(), "notebook": p.notebook.stem, **p.experiment.parameters} for p in plan
+        {"point": p.name, "status": p.status(), "notebook": p.notebook.stem} | p.experiment.parameters for p in plan
     ]
     return pd.DataFrame(rows)
 
@@ -119,25 +113,19 @@ def select(plan: list[Point], expression: str) -> list[Point]:
     """The points for which a pandas query over the columns of `table` holds, e.g. "grid == '2x2'"."""
     frame = table(plan)
     try:
-        kept = frame.query(expression).index
+        return [plan[index] for index in frame.query(expression).index]
     except Exception as error:
         raise ValueError(f"{expression!r} cannot be evaluated ({error}); columns: {', '.join(frame)}.") from None
-    return [plan[index] for index in kept]
 
 
-def run(
-    plan: list[Point],
-    executor: Executor | None = None,
-    *,
-    jobs: int = 1,
-    force: bool = False,
-    report: Callable[[str], None] = print,
-) -> pd.DataFrame:
-    """Run the points that are not on record; a failed one does not stop the others.
+def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, force: bool = False) -> pd.DataFrame:
+    """Run the points that are not on record; a failure is kept as its reason, and the others go on.
 
     Args:
-        executor: where the points run; by default on this machine, `jobs` at a time, sharing its cores.
-        force: run points that are on record as well.
+        executor: any `concurrent.futures.Executor` whose workers see the folders; None for threads, each with the
+            kernel of its notebook, a process of its own.
+        jobs: of these threads; the kernels share the cores, unless OMP_NUM_THREADS is set.
+        force: run points that are on record as well; without it, outdated ones are listed and stay as they are.
 
     Returns:
         A row a point: point, result ("done", "skipped", "failed"), reason.
@@ -147,25 +135,26 @@ def run(
     frame = pd.DataFrame({"point": [p.name for p in plan], "result": "skipped", "reason": [p.status() for p in plan]})
     outdated = frame["point"][frame["reason"] == "outdated"]
     if len(outdated) and not force:
-        report(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
-    todo = frame.index if force else frame.index[frame["reason"] == "new"]
-    with nullcontext(executor) if executor else Processes(jobs) as place:
-        tasks = {}
-        for index in todo:
+        print(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
+    if executor is None:
+        executor = ThreadPoolExecutor(checks.whole("jobs", jobs, 1))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # of the kernels
+    tasks: dict[Future, int] = {}
+    try:
+        for index in frame.index if force else frame.index[frame["reason"] == "new"]:
             point = plan[index]
             given = {**point.parameters, "reuse": not force}
-            tasks[place.submit(run_point, str(point.notebook), str(point.output), point.name, given)] = index
-        try:
-            with progress_bar("points", len(tasks), leave=True) as bar:
-                for task in as_completed(tasks):
-                    error, index = task.exception(), tasks[task]
-                    reason = f"{type(error).__name__}: {error}" if error else task.result()
-                    frame.loc[index, ["result", "reason"]] = ["failed" if reason else "done", reason]
-                    bar.set_postfix_str(" ".join(frame.loc[index, ["point", "result"]]), refresh=False)
-                    bar.update()
-        finally:
-            for task in tasks:  # where Ctrl-C has left some
-                task.cancel()
+            tasks[executor.submit(run_point, str(point.notebook), str(point.output), point.name, given)] = index
+        with progress_bar("points", len(tasks), leave=True) as bar:
+            for task in as_completed(tasks):
+                error, index = task.exception(), tasks[task]
+                reason = f"{type(error).__name__}: {error}" if error else task.result()
+                frame.loc[index, ["result", "reason"]] = ["failed" if reason else "done", reason]
+                bar.set_postfix_str(" ".join(frame.loc[index, ["point", "result"]]), refresh=False)
+                bar.update()
+    finally:
+        for task in tasks:  # where Ctrl-C has left some; those that run go on until the process ends
+            task.cancel()
     return frame
 
 
@@ -185,52 +174,9 @@ def execute(notebook: str | Path, executed: Path, parameters: dict[str, Any]) ->
     quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=ERROR"]}
     try:
         papermill.execute_notebook(str(notebook), str(executed), parameters, **quiet)
-    except papermill.PapermillExecutionError as error:
-        return f"{error.ename}: {error.evalue}"
-    except Exception as error:  # a kernel that died, a full disk
-        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # of a cell, or a kernel that died, a full disk
+        return f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     return ""
-
-
-class Processes(ThreadPoolExecutor):
-    """Points on this machine, a few at a time, each in a process of its own: what kills one, kills no other.
-
-    Used by `with`; when the block is left by an error or Ctrl-C, the processes end.
-    """
-
-    def __init__(self, jobs: int):
-        super().__init__(checks.whole("jobs", jobs, 1))
-        self.children: list[subprocess.Popen] = []
-        self.stopped = False
-        threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs)  # the user's choice stays
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-
-    def submit(self, task: Callable[..., str], *arguments: Any) -> Future:
-        """`task` is `run_point`."""
-        return super().submit(self._run, arguments)
-
-    def _run(self, arguments: tuple[Any, ...]) -> str:
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        command = [sys.executable, "-m", "ddlib.study.sweep", json.dumps(arguments)]
-        with subprocess.Popen(command, env=self.environment, **pipes) as child:
-            self.children.append(child)
-            if self.stopped:
-                child.terminate()
-            told = child.communicate()[1].strip().splitlines()
-        if child.returncode < 0:
-            return f"its process was killed by signal {-child.returncode}"
-        return told[-1] if child.returncode else ""
-
-    def __exit__(self, error: type[BaseException] | None, *details: Any) -> None:
-        self.stopped = error is not None
-        for child in self.children if self.stopped else ():
-            child.terminate()
-        self.shutdown(cancel_futures=self.stopped)
-
-
-if __name__ == "__main__":
-    reason = run_point(*json.loads(sys.argv[1]))
-    sys.exit(" ".join(reason.split()) or 0)  # one line on stderr
 
 
 @contextmanager
@@ -245,8 +191,9 @@ def dask_executor(address: str, workers: int = 1) -> Iterator[Executor]:
         from dask.distributed import Client, LocalCluster
     except ImportError as error:
         raise ImportError(f"Dask is not installed ({error}): pip install 'ddlib[cluster]'.") from None
-    own = LocalCluster(workers, threads_per_worker=1, dashboard_address=":0") if address == "local" else nullcontext()
-    with own, Client(address if address != "local" else own, timeout=20) as client:
+    here = {"threads_per_worker": 1, "dashboard_address": ":0"}
+    cluster = LocalCluster(workers, **here) if address == "local" else nullcontext(address)
+    with cluster as place, Client(place, timeout=20) as client:
         print(f"Dask dashboard: {client.dashboard_link}")
         with client.get_executor(retries=2) as executor:
             yield executor
