@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import ddlib
+
 for package in ("sphinx", "myst_nb", "furo"):
     pytest.importorskip(package, reason="needs the extra: pip install 'ddlib[site]'")
 
@@ -52,6 +54,20 @@ def test_every_notebook_has_its_page_with_outputs(site: Path):
     assert (site / "index.html").exists()
 
 
+def test_every_public_name_is_explained(site: Path):
+    page = (site / "docs" / "api.html").read_text()
+    things = [name for name in ddlib.__all__ if callable(getattr(ddlib, name))]
+    assert len(things) > 20
+    assert [name for name in things if f'id="ddlib.{name}"' not in page] == []
+
+
+def test_folders_of_results_are_parts_of_one_page(site: Path):
+    shown = (site / "results" / "README.html").read_text()
+    anchors = {*re.findall(r'href="(?:\.\./)?(?:results/)?README\.html#(\w+)"', (site / "README.html").read_text())}
+    assert "cifar10" in anchors
+    assert [name for name in anchors if (ROOT / "results" / name).is_dir() and f'id="{name}"' not in shown] == []
+
+
 def test_nothing_is_loaded_from_elsewhere(site: Path):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 5
@@ -64,7 +80,8 @@ def test_nothing_is_loaded_from_elsewhere(site: Path):
 
 def test_links_within_lead_somewhere(site: Path):
     for path in sorted(site.rglob("*.html")):
-        for link in Loaded(path.read_text()).links:
-            file = link.partition("#")[0]
+        page = Loaded(path.read_text())
+        for link in [*page.links, *page.addresses]:
+            file = re.split("[#?]", link)[0]
             if file and not re.match(r"[a-z]+:", file):
                 assert (path.parent / file).resolve().exists(), f"{path.name} → {link}"
