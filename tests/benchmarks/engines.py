@@ -32,7 +32,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ddlib import CNNDNN, DenseAggregator, LocalCNNs, Split, checks, fit, process_pool, train_local
 from ddlib.cost.training_time import Setting, compare, machine, operations, save, settings
-from ddlib.devices import choose_device, choose_precision
+from ddlib.devices import choose_device
 
 # engine → the model that it trains, and whether it computes in the best precision (else fp32)
 ENGINES = {
@@ -158,12 +158,12 @@ def ceiling(precision: str, size: int = 1024) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=choose_device(), dtype=dtype)
     timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
-    return 2 * size**3 / 1e9 / min(timer.timeit(1).mean for _ in range(20))
+    return 2 * size**3 / 1e9 / min(timer.blocked_autorange(min_run_time=1).times)
 
 
-def engines(s: Setting, ceilings: dict[str, float], repeats: int = 3) -> pd.DataFrame:
+def engines(s: Setting, best: str, ceilings: dict[str, float], repeats: int = 3) -> pd.DataFrame:
     """A row an engine: images/s, ratio (to the straightforward way of its model), GFLOP/s, share of the ceiling."""
-    best, threads = choose_precision("auto", choose_device()), torch.get_num_threads()
+    threads = torch.get_num_threads()
     with ExitStack() as stack:
         pools = {engine: stack.enter_context(process_pool(1, threads)) for engine in ENGINES}
         tasks = {engine: lambda e=engine: pools[e].submit(run, s, e).result() for engine in ENGINES}
@@ -196,10 +196,11 @@ def main() -> None:
     given = parser.parse_args()
     checks.whole("repeats", given.repeats, 1)
     timed = settings("quick", given.images)
-    ceilings = {precision: ceiling(precision) for precision in ("fp32", "bf16")}
-    facts = machine() | {"images": given.images, "repeats": given.repeats, "ceiling": ceilings}
-    facts["malloc"] = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
-    table = pd.concat([engines(s, ceilings, given.repeats) for s in timed], ignore_index=True)
+    facts = machine()
+    ceilings = {precision: ceiling(precision) for precision in dict.fromkeys(("fp32", facts["precision"]))}
+    malloc = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    facts |= {"images": given.images, "repeats": given.repeats, "ceiling": ceilings, "malloc": malloc}
+    table = pd.concat([engines(s, facts["precision"], ceilings, given.repeats) for s in timed], ignore_index=True)
     print(table.to_string(index=False, float_format="{:.3g}".format))
     save(given.output, facts, engines=table)
 
