@@ -32,7 +32,8 @@ nb_execution_mode = "off"  # the committed outputs are shown
 nb_ipywidgets_js = {}
 
 PAGES = {
-    "notebooks": ["notebooks/README"] + [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
+    "notebooks": ["notebooks/README"]
+    + [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))],
     "more": [f"results/{path.stem}" for path in sorted((ROOT / "results").glob("*.md"))]
     + ["docs/results", "docs/verdicts", "docs/choices", "docs/api", "docs/cluster"]
     + [path.stem for path in sorted(ROOT.glob("*.md")) if path.stem != "README"],
