@@ -29,7 +29,7 @@ test: $(READY)  ## ruff, pytest, and nbval on every notebook; two workers with a
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbval notebooks
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md
 
 $(VENV)/.site: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
