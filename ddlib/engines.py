@@ -90,7 +90,7 @@ def train_part(
     another number, by OMP_NUM_THREADS or `torch.set_num_threads`.
 
     Args:
-        data: how to load the data set on the worker (a pickled `ImageSet.source`), or its training split itself.
+        data: how to load the data set on the worker (its source and its digest, pickled), or its training split.
         sender: `PROCESS` of the caller.
     """
     threads = torch.get_num_threads()
@@ -128,7 +128,8 @@ def _train_apart(
 
     number = len(local)
     if isinstance(data, ImageSet):
-        data = pickle.dumps(data.source) if data.source and not isinstance(executor, _Here) else data.train
+        by_name = data.source and not isinstance(executor, _Here)
+        data = pickle.dumps((data.source, data.digest)) if by_name else data.train
     chosen = [list(range(start, min(start + per_task, number))) for start in range(0, number, per_task)]
     parts = [local.cpu().part(indices) for indices in chosen]  # before any is trained: it would see the random state
     tasks, histories = [], []
@@ -202,6 +203,10 @@ def _choose_threads(threads: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(source: bytes) -> ImageSet:
-    """The data set, loaded once in each worker."""
-    return pickle.loads(source)()
+def _loaded(packed: bytes) -> ImageSet:
+    """The data set, loaded once in each worker; it must be what the caller has."""
+    source, digest = pickle.loads(packed)
+    data = source()
+    if data.digest != digest:
+        raise ValueError(f"the images of {data.name} on this worker are not the caller's: they have changed since.")
+    return data

@@ -141,12 +141,14 @@ def test_an_executor_gets_plain_tasks(tiny):
     """A top-level function, a part, the data by name where they have one, the recipe."""
     dec = Decomposition.grid((12, 12), 2)
     here, named = Here(), replace(tiny, source=partial(ddlib.load_dataset, "digits"))
-    with pytest.raises(ValueError, match=r"\(16, 1, 32, 32\)"):  # digits do not fit: they were loaded by name
+    with pytest.raises(ValueError, match="images of digits on this worker are not the caller's"):  # loaded by name
         trained(local_cnns("vgg9", dec, channels=3), named, PLAIN, here)
     task, (part, data, recipe, checkpoint, _) = here.tasks[0]
     assert task is train_part
     assert len(part) == 1
-    assert pickle.loads(data)().name == "digits"
+    source, digest = pickle.loads(data)
+    assert source().name == "digits"
+    assert digest == named.digest
     assert recipe == PLAIN
     assert checkpoint is None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import checks, files
 from .experiment import Experiment, number
 from .records import gather, key
+from .stages import SEVERAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,8 +176,9 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     """Hold a trained table against a committed one, and print a fixed sentence; False where that lacks a point.
 
     Figures of training differ between processors; they must not differ by more than `tolerance` (as a share of
-    test images).  The local CNNs count by their mean: after few epochs a single small one may be ten points off on
-    another number of threads.  The coherent model is left out: few epochs may or may not carry it off chance level.
+    test images).  Networks of a part (`SEVERAL`) count by their mean, and may be twice as far off: after few epochs
+    they are far from done, in fp32 here and bf16 there.  The coherent model is left out: few epochs may or may not
+    carry it off chance level.
 
     Args:
         reference: a table, or a folder of records.
@@ -194,7 +196,8 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     tables = {"found": frame, "reference": known}
     means = {name: table.groupby(["strategy", "record"])["test_accuracy"].mean() for name, table in tables.items()}
     both = pd.DataFrame(means).loc[means["found"].index].drop("coherent", errors="ignore")
-    far = both[~((both["found"] - both["reference"]).abs() <= tolerance)]
+    allowed = [tolerance * (1 + (strategy in SEVERAL)) for strategy in both.index.get_level_values("strategy")]
+    far = both[~((both["found"] - both["reference"]).abs() <= allowed)]
     assert far.empty, f"differs from {reference}:\n{far}"
     but = " but those of the coherent model" if "coherent" in set(frame["strategy"]) else ""
     print(f"Every test accuracy{but} agrees with {reference} within {100 * tolerance:g} points.")
