@@ -157,8 +157,8 @@ def test_feature_maps_leave_the_network_as_it_was():
     assert net.training
     assert not any(layer._forward_hooks for layer in net.modules())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert (maps["stages.0.norm1"] < 0).any()  # what the block then overwrites in place
-    assert [*maps][-1] == "stages"
+    assert (maps["features.3.norm1"] < 0).any()  # what the block then overwrites in place
+    assert [*maps][-1] == "features"
 
 
 @every_kind
@@ -228,9 +228,9 @@ def test_a_number_of_parts_is_as_even_as_possible(width, data):
 def test_split_keeps_the_diagonal_blocks_of_any_network():
     net = family("resnet20", 2, [6])[0].train()
     one, two = split(net, [2, 4])
-    assert torch.equal(two.stages[0].conv1.weight, net.stages[0].conv1.weight[2:, 2:])
-    assert torch.equal(one.stem[0].weight, net.stem[0].weight[:2])
-    assert torch.equal(two.stages[3].conv1.weight, net.stages[3].conv1.weight[4:, 2:])
+    assert torch.equal(two.features[3].conv1.weight, net.features[3].conv1.weight[2:, 2:])
+    assert torch.equal(one.features[0].weight, net.features[0].weight[:2])
+    assert torch.equal(two.features[6].conv1.weight, net.features[6].conv1.weight[4:, 2:])
     assert torch.equal(one.head.weight, 2 * net.head.weight[:, :8])
     assert torch.equal(one.head.bias, net.head.bias)
     assert one.training
