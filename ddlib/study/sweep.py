@@ -171,7 +171,7 @@ def run_point(notebook: str, output: str, name: str, parameters: dict[str, Any])
 def execute(notebook: str | Path, executed: Path, parameters: dict[str, Any]) -> str:
     """Run a notebook, quietly; why it failed, the error's name and value, or an empty text."""
     os.environ["DDLIB_PROGRESS"] = "0"
-    quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=ERROR"]}
+    quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=CRITICAL"]}
     try:
         papermill.execute_notebook(str(notebook), str(executed), parameters, **quiet)
     except Exception as error:  # of a cell, or a kernel that died, a full disk
