@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("DDLIB_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-LONGEST = 240  # seconds for one notebook, on a slow machine
+LONGEST = 900  # seconds for one notebook, on a slow machine
 
 try:
     from playwright.sync_api import sync_playwright
