@@ -69,9 +69,8 @@ def page(notebooks: Iterable[Path], title: str) -> str:
     names = [f"- [{name}](#{name})" for name in parts]
     merged.cells.append(nbformat.v4.new_markdown_cell("\n".join([f"# {title}", "", *names])))
     for name, notebook in parts.items():
-        shown = [cell for cell in notebook.cells if "remove-cell" not in cell.metadata.get("tags", [])]
-        shown[0].source = f'<a id="{name}"></a>\n\n{shown[0].source}'
-        merged.cells += shown
+        notebook.cells[0].source = f'<a id="{name}"></a>\n\n{notebook.cells[0].source}'
+        merged.cells += notebook.cells
     for number, cell in enumerate(merged.cells):
         cell.id = f"cell-{number}"  # those of the notebooks are the same in several
         if cell.cell_type == "markdown":

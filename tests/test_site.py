@@ -49,7 +49,6 @@ def test_every_notebook_has_its_page_with_outputs(site: Path):
         tags = Loaded(page).tags
         assert "img" in tags
         assert "math" in tags or "$" not in path.read_text()
-        assert "google.colab" not in page
     assert "<table" in (site / "results" / "README.html").read_text()
     assert (site / "index.html").exists()
 
