@@ -74,7 +74,7 @@ class Checkpoint:
         files.save_tensors(self.path, content)
 
 
-def pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def pieces(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a training by its name: weights and statistics, and, after a #, the optimiser's buffers of them.
 
     Those of grouped local CNNs are cut into one piece a network, named by its window: views, to be read or filled.
@@ -91,7 +91,7 @@ def pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple
             if id(value) in seen:
                 continue
             seen.add(id(value))
-            buffers = optimizer.state.get(value, {})
+            buffers = optimizer.state.get(value, {}) if optimizer else {}
             for kind, tensor in {"": value, **buffers}.items():
                 if tensor is not None:
                     cut = tensor.ndim and len(names) > 1  # a counter of batches or steps is the same for all
@@ -102,5 +102,5 @@ def pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple
 def digest_of(model: nn.Module, *inputs: Tensor) -> str:
     """A digest of a model's windows and weights, and of what it is trained on."""
     windows = [torch.tensor(m.decomposition.bounds) for m in model.modules() if isinstance(m, LocalCNNs)]
-    ordered = sorted(pieces(model, torch.optim.SGD([torch.zeros(1)], 0.1)), key=lambda named: named[0])
+    ordered = sorted(pieces(model), key=lambda named: named[0])
     return files.digest(*inputs, *windows, *(piece for _, piece in ordered))
