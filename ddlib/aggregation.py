@@ -29,14 +29,23 @@ class DenseAggregator(nn.Module):
     """The dense network (DNN) of the CNN-DNN, the coarse problem of the two-level method (P2).
 
     Takes all N·K local probabilities and returns the logits of the global distribution: (B, N, K) → (B, K).
-    `hidden` gives the widths of its hidden layers (ours: three of 128).  Its weights start as He et al. 2015
-    propose (ours): with PyTorch's own, smaller ones the coherent model often stays at chance level, since the
-    differences between local distributions that are all near uniform die out on their way through.  It always
-    computes in full precision: it is tiny, and bf16 would round its probabilities to three digits.
+    `hidden` gives the widths of its hidden layers (ours: three of 128).  With `log_probabilities` it sees their
+    logarithms, in which the doubts of a local CNN stay visible where its probabilities are near 0 and 1 (ours).
+    Its weights start as He et al. 2015 propose (ours): with PyTorch's own, smaller ones the coherent model often
+    stays at chance level, since the differences between local distributions that are all near uniform die out on
+    their way through.  It always computes in full precision: it is tiny, and bf16 would round its probabilities to
+    three digits.
     """
 
-    def __init__(self, num_subdomains: int, num_classes: int, hidden: tuple[int, ...] = (128, 128, 128)):
+    def __init__(
+        self,
+        num_subdomains: int,
+        num_classes: int,
+        hidden: tuple[int, ...] = (128, 128, 128),
+        log_probabilities: bool = False,
+    ):
         super().__init__()
+        self.log_probabilities = checks.flag("log_probabilities", log_probabilities)
         self.num_subdomains = checks.whole("num_subdomains", num_subdomains, 1)
         self.num_classes = checks.whole("num_classes", num_classes, 2)
         widths = [num_subdomains * num_classes, *hidden]
@@ -54,7 +63,8 @@ class DenseAggregator(nn.Module):
             wanted = f"(B, {self.num_subdomains}, {self.num_classes})"
             raise ValueError(f"the dense network takes probabilities {wanted}, got {tuple(p.shape)}.")
         with torch.autocast(p.device.type, enabled=False):
-            return self.layers(p.flatten(1).to(self.layers[0].weight.dtype))
+            x = p.flatten(1).to(self.layers[0].weight.dtype)
+            return self.layers(x.clamp_min(1e-6).log() if self.log_probabilities else x)
 
 
 @torch.no_grad()

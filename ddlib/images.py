@@ -208,19 +208,44 @@ def augment(images: Tensor, flip_axes: tuple[int, ...], generator: torch.Generat
     of pixels, uniform up to `reach` times its length (4 pixels of 32).  Whole images are augmented before they
     are cut, so that the windows of an image stay consistent (ours).
     """
-    size, shape = len(images), images.shape[2:]
-    device = images.device
+    shifts, mirrored = draw_moves(1, len(images), images.shape[2:], flip_axes, generator, reach)
+    return move(images, shifts[0].to(images.device), mirrored[0].to(images.device))
+
+
+def draw_moves(
+    steps: int,
+    size: int,
+    shape: tuple[int, ...],
+    flip_axes: tuple[int, ...],
+    generator: torch.Generator,
+    reach: float = 1 / 8,
+) -> tuple[Tensor, Tensor]:
+    """What `augment` would draw in so many steps with batches of `size`: at once, so that no step waits for it.
+
+    Returns:
+        shifts (steps, axes, size) int64 in pixels, and mirrored (steps, axes, size) bool; on the CPU.
+    """
+    shifts = torch.zeros(steps, len(shape), size, dtype=torch.int64, device="cpu")
+    mirrored = torch.zeros_like(shifts, dtype=torch.bool)
+    for step in range(steps):
+        for axis, length in enumerate(shape):
+            most = int(length * reach)
+            shifts[step, axis] = torch.randint(-most, most + 1, (size,), generator=generator, device="cpu")
+            if axis in flip_axes:
+                mirrored[step, axis] = torch.rand(size, generator=generator, device="cpu") < 0.5
+    return shifts, mirrored
+
+
+def move(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror and shift each image as `draw_moves` says, (axes, B) each: (B, C, *shape) uint8 → the same."""
+    size, shape, device = len(images), images.shape[2:], images.device
     index = torch.zeros((size,) + (1,) * len(shape), dtype=torch.int64, device=device)
     inside = torch.ones_like(index, dtype=torch.bool)
     for axis, length in enumerate(shape):
-        most = int(length * reach)
-        shift = torch.randint(-most, most + 1, (size, 1), generator=generator, device="cpu").to(device)
-        place = torch.arange(length, device=device) + shift  # (B, length)
+        place = torch.arange(length, device=device) + shifts[axis, :, None]  # (B, length)
         valid = (place >= 0) & (place < length)
         place = place.clamp(0, length - 1)
-        if axis in flip_axes:
-            mirrored = torch.rand((size, 1), generator=generator, device="cpu").to(device) < 0.5
-            place = torch.where(mirrored, length - 1 - place, place)
+        place = torch.where(mirrored[axis, :, None], length - 1 - place, place)
         view = (size,) + tuple(length if a == axis else 1 for a in range(len(shape)))
         index = index * length + place.view(view)
         inside = inside & valid.view(view)

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import RLock
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from . import checks
 from .checkpoints import Checkpoint, digest_of
 from .devices import DEVICES, PRECISIONS, autocast, choose_device, seeded
-from .images import ImageSet, Split, augment, memory_format, prepare
+from .images import ImageSet, Split, draw_moves, memory_format, move, prepare
 from .local import softmax
 from .model import CNNDNN
 
@@ -34,7 +34,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 
 Metrics = Mapping[str, Callable[[nn.Module], float]]
-Batch = Callable[[Tensor, torch.Generator], Tensor]  # indices of images → what the model sees of them
+# indices of images (steps, B) → what the model sees of them, step by step
+Batches = Callable[[Tensor, torch.Generator], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,21 @@ def fit(
     device, dtype = choose_device(recipe.device), next(model.parameters()).dtype
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(checkpoint, digest_of(model, split.images, split.labels))
-    resident = split.images.to(device)
+    here = replace(split, **{name: getattr(split, name).to(device) for name in ("images", "labels", "mean", "std")})
     model.to(device, memory_format=memory_format(split.images.ndim - 2))
 
-    def batch(chosen: Tensor, generator: torch.Generator) -> Tensor:
-        images = resident.index_select(0, chosen)
+    def batches(chosen: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         if recipe.augment:
-            images = augment(images, split.flip_axes, generator)
-        x = prepare(images, split, dtype)
-        return x if split.labels.ndim == 1 else x.unflatten(1, (split.labels.shape[1], -1))  # (B, N, C, *shape)
+            moves = draw_moves(*chosen.shape, here.images.shape[2:], here.flip_axes, generator)
+            shifts, mirrored = (drawn.to(device) for drawn in moves)
+        for step, indices in enumerate(chosen):
+            images = here.images.index_select(0, indices)
+            if recipe.augment:
+                images = move(images, shifts[step], mirrored[step])
+            x = prepare(images, here, dtype)
+            yield x if here.labels.ndim == 1 else x.unflatten(1, (here.labels.shape[1], -1))  # (B, N, C, *shape)
 
-    return _optimise(model, batch, split.labels.to(device), recipe, metrics, checkpoint, progress)
+    return _optimise(model, batches, here.labels, recipe, metrics, checkpoint, progress)
 
 
 @trains
@@ -173,8 +178,8 @@ def train_aggregator(
         probabilities = predict(model.local.to(device), split, precision=recipe.precision)
     inputs = probabilities.to(device, next(model.head.to(device).parameters()).dtype)
     labels, recipe = split.labels.to(device), replace(recipe, precision="fp32")
-    batch: Batch = lambda chosen, _: inputs.index_select(0, chosen)  # noqa: E731
-    return _optimise(model.head, batch, labels, recipe, metrics, checkpoint, progress)
+    batches: Batches = lambda chosen, _: (inputs.index_select(0, indices) for indices in chosen)  # noqa: E731
+    return _optimise(model.head, batches, labels, recipe, metrics, checkpoint, progress)
 
 
 def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision: str = "auto") -> Tensor:
@@ -208,7 +213,7 @@ _RANDOM = RLock()  # PyTorch's random state is one for all threads: they take tu
 
 def _optimise(
     model: nn.Module,
-    batch: Batch,
+    batches: Batches,
     labels: Tensor,
     recipe: Recipe,
     metrics: Metrics | None,
@@ -227,7 +232,7 @@ def _optimise(
             start = time.perf_counter()
             model.train()
             with _RANDOM, torch.random.fork_rng():
-                loss, right = _epoch(model, optimizer, batch, labels, recipe, epoch, bar.update)
+                loss, right = _epoch(model, optimizer, batches, labels, recipe, epoch, bar.update)
             row = {"epoch": epoch + 1, "loss": loss, "train_accuracy": right, "rate": optimizer.param_groups[0]["lr"]}
             row |= {"seconds": time.perf_counter() - start}
             row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
@@ -241,7 +246,7 @@ def _optimise(
 def _epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
+    batches: Batches,
     labels: Tensor,
     recipe: Recipe,
     epoch: int,
@@ -255,11 +260,11 @@ def _epoch(
     cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
     loss_sum, right = torch.zeros(2, device=device, dtype=wide)  # read once, after the last step
-    for step in range(steps):
+    chosen = order[: steps * size].view(steps, size)
+    for step, inputs in enumerate(batches(chosen, generator)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * _schedule(recipe.schedule, (epoch + step / steps) / recipe.epochs)
-        chosen = order[step * size : (step + 1) * size]
-        inputs, targets = batch(chosen, generator), labels[chosen]
+        targets = labels[chosen[step]]
         with cast:
             logits = model(inputs)
         loss = cross_entropy(logits, targets)

@@ -109,6 +109,16 @@ def test_dense_network(hidden):
     assert not torch.equal(head(p), head(p.flip(1)))  # it knows which subdomain says what
 
 
+def test_a_dense_network_of_log_probabilities_is_the_plain_one_on_their_logarithms():
+    torch.manual_seed(0)
+    plain, logs = DenseAggregator(3, 4), DenseAggregator(3, 4, log_probabilities=True)
+    logs.load_state_dict(plain.state_dict())
+    p = torch.rand(5, 3, 4).softmax(-1)
+    assert torch.equal(logs(p), plain(p.log()))
+    certain = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2]]), 4).float()
+    assert logs(certain).isfinite().all()
+
+
 def test_dense_network_does_not_change_its_input():
     p = torch.rand(2, 3, 4)
     before = p.clone()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import ddlib
 from ddlib import files, image_set, load_dataset
 from ddlib.data import sets as datasets
-from ddlib.images import augment, prepare
+from ddlib.images import augment, draw_moves, move, prepare
 
 # ── sets of one's own ──
 
@@ -172,6 +172,16 @@ def test_every_shift_and_mirror_is_drawn_and_images_are_independent(shape, flips
     assert len(kinds) == expected
     share = count / expected
     assert (kinds - share).abs().max() < 6 * share**0.5  # each is as likely as the others
+
+
+def test_an_epochs_moves_are_those_of_its_steps_drawn_one_by_one():
+    images, flips = torch.arange(240).view(5, 1, 6, 8).to(torch.uint8), (1,)
+    at_once, by_step = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    shifts, mirrored = draw_moves(4, 5, (6, 8), flips, at_once, reach=1 / 3)
+    for step in range(4):
+        alone = augment(images, flips, by_step, reach=1 / 3)
+        assert torch.equal(move(images, shifts[step], mirrored[step]), alone)
+    assert torch.equal(at_once.get_state(), by_step.get_state())
 
 
 def test_test_images_and_labels_are_not_augmented(tiny):

@@ -635,6 +635,18 @@ def test_local_losses_are_an_option_of_the_coherent_model():
     assert both.arrays[first][0] != usual.arrays[first][0]
 
 
+def test_log_probabilities_are_an_option_of_the_dense_network_alone(tmp_path):
+    """The local CNNs are the same, and are trained once."""
+    points = [Experiment(**SMALL, strategies=("cnn-dnn", "coherent"), log_probabilities=on) for on in (False, True)]
+    usual, logs = (point.record(tmp_path, progress=False) for point in points)
+    assert usual.name == Experiment(**SMALL).name != logs.name
+    assert logs.variant == "log_probabilities=True"
+    kept = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["coherent", "coherent", "dense-network", "dense-network", "local"]
+    for stage in ("dense network", "coherent"):
+        assert logs.arrays[f"history/{stage}/loss"][0] != usual.arrays[f"history/{stage}/loss"][0]
+
+
 def test_two_classes_keep_their_scores_and_the_dense_network_its_importance(everything):
     assert not [name for name in everything.arrays if name.startswith("score/")]
     assert everything.arrays["importance"].shape == (4,)

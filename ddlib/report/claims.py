@@ -54,6 +54,8 @@ CLAIMS = (
     Comparison("C7", "transfer", "global", times=2),
     Comparison("remedy", "cnn-dnn", "cnn-dnn", option="out_of_fold"),
     Comparison("remedy", "transfer", "transfer", option="out_of_fold"),
+    Comparison("remedy", "cnn-dnn", "cnn-dnn", option="log_probabilities"),
+    Comparison("remedy", "transfer", "transfer", option="log_probabilities"),
     Comparison("remedy", "coherent", "coherent", option="local_losses"),
     Comparison("remedy", "transfer", "transfer", option="local_losses"),
 )

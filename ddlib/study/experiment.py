@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # the least value of what is a whole number; what is None by default may stay None
 LEAST = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0}
 LEAST |= {"train_size": 2, "channel_parts": 1, "out_of_fold": 2}
+FLAGS = ("local_losses", "log_probabilities")  # what is off, or None, unless it is asked for
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Experiment:
             images (None: the papers' way), it may learn to trust them too much; with a number of folds it takes
             those of local CNNs that were trained on the other folds (stacked generalisation, Wolpert 1992).
         local_losses: True adds the local losses to the coherent model's and transfer's (`model.BothLevels`).
+        log_probabilities: True shows the dense network the logarithms (`aggregation.DenseAggregator`).
         seed: of the initial weights, the batches and the augmentation.
 
     Raises:
@@ -78,6 +80,7 @@ class Experiment:
     samples: str | None = None
     out_of_fold: int | None = None
     local_losses: bool | None = None
+    log_probabilities: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,7 +94,7 @@ class Experiment:
             "engine": checks.one_of("engine", self.engine, ENGINES),
             "rate": checks.real("rate", number(self.rate), 0, open_low=True),
             "samples": None if samples == "all" else samples,
-            "local_losses": checks.flag("local_losses", self.local_losses or False) or None,
+            **{name: checks.flag(name, getattr(self, name) or False) or None for name in FLAGS},
             **{name: checks.whole(name, whole[name], LEAST[name]) for name in given},
         }
         for name, value in checked.items():

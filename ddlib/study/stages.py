@@ -175,7 +175,9 @@ class Stages:
         return LocalCNNs(self.point.backbone, self.decomposition, **self.size)
 
     def _dense_network(self) -> DenseAggregator:
-        return DenseAggregator(len(self.decomposition), self.data.num_classes)
+        return DenseAggregator(
+            len(self.decomposition), self.data.num_classes, log_probabilities=bool(self.point.log_probabilities)
+        )
 
     def _cnn_dnn(self) -> CNNDNN:
         return CNNDNN(self._local_cnns(), self._dense_network())
@@ -195,13 +197,16 @@ class Stages:
         point = self.point
         trainings = {needed[-1]: needed for needed in STRATEGIES.values()}.get(stage, (stage,))  # up to this one
         learns_from_folds = "dense network" in trainings or "fold" in stage
+        coherent, dense = {"coherent", "transfer"} & {*trainings}, {"coherent", "dense network"} & {*trainings}
         content = {
             "data": self.data.digest,
             "net": [point.backbone, point.width, point.seed],
             "windows": None if stage == "global" else self.decomposition.bounds,
             "sub-networks": [point.channel_parts, point.samples] if "sub-networks" in trainings else None,
             "recipes": {training: asdict(point.recipe(training)) for training in trainings},
-            "ours": [point.out_of_fold if learns_from_folds else None, point.local_losses],
+            "out_of_fold": point.out_of_fold if learns_from_folds else None,
+            "local_losses": point.local_losses if coherent else None,
+            "log_probabilities": point.log_probabilities if dense else None,
             "engine": point.engine,
             "device": [self.device.type, choose_precision(point.precision, self.device), torch.get_num_threads()],
             "versions": [torch.__version__, records.RESULTS],
