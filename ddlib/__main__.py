@@ -79,10 +79,10 @@ def coherent(config: str) -> None:
 @commands.command()
 @click.argument("folders", nargs=-1)
 @click.option("--output", default="results/report", help="Default: results/report.")
-@click.option("--plan", default="notebooks/plans/cpu.yaml", help="What was to be run, to say what is missing.")
+@click.option("--plan", help="What was to be run, to say what is missing; by default the committed plans.")
 @click.option("--dataset", default="cifar10", help="Of the plots (default cifar10).")
 @click.option("--backbone", default="vgg9", help="Of the plots (default vgg9).")
-def report(folders: Sequence[str], output: str, plan: str, dataset: str, backbone: str) -> None:
+def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, backbone: str) -> None:
     """Tables, figures and verdicts from the records below FOLDERS, by default the committed ones: ddlib report"""
     from . import files
     from .report import tables
@@ -92,8 +92,9 @@ def report(folders: Sequence[str], output: str, plan: str, dataset: str, backbon
     there = sorted({f"{r.parameters['dataset']} with {r.parameters['backbone']}" for r in tables.read(folders)})
     if f"{dataset} with {backbone}" not in there:
         raise ValueError(f"there are no records of {dataset} with {backbone}, but of {', '.join(there) or 'nothing'}.")
-    place, plan = files.writable_folder(output).absolute(), str(parameters.read_yaml(plan)[0])
-    given = {"folders": folders, "plan": plan, "dataset": dataset, "backbone": backbone, "output": str(place)}
+    place = files.writable_folder(output).absolute()
+    given = {"folders": folders, "dataset": dataset, "backbone": backbone, "output": str(place)}
+    given |= {"plan": [str(parameters.read_yaml(plan)[0])]} if plan else {}
     notebook = parameters.project_folder() / "notebooks" / "05_report.ipynb"
     if reason := sweep.execute(notebook, place / "report.ipynb", given):
         raise RuntimeError(f"{reason} (see {place / 'report.ipynb'})")

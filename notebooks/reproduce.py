@@ -30,6 +30,8 @@ SECONDS = {  # on two idle cores; what has run says how much slower this machine
     "04_training_time": 30,
     "06_scaling": 50,
     "07_channel_decomposition": 40,
+    "08_regimes": 60,
+    "09_two_decompositions": 50,
 }
 REPORT = 20
 
@@ -37,7 +39,7 @@ REPORT = 20
 def short(name: str) -> str:
     """The params file of a notebook: 03_transfer_learning → transfer."""
     number, _, title = name.partition("_")
-    return title if number in ("00", "01", "04", "06") else title.partition("_")[0]
+    return title if number in ("00", "01", "04", "06", "09") else title.partition("_")[0]
 
 
 def run(folder: Path) -> bool:

@@ -1,6 +1,5 @@
 """The notebooks as papermill and nbval see them."""
 
-import copy
 import os
 import re
 import subprocess
@@ -93,15 +92,13 @@ def test_nbval_fails_when_a_committed_output_is_changed(path: Path, tmp_path: Pa
     ]
     text = next(k for k in compared if any("text" in o for o in whole.cells[k].outputs))
     whole.cells = whole.cells[: text + 1]  # the rest would only take time
-    altered = copy.deepcopy(whole)
-    output = next(o for o in altered.cells[text].outputs if "text" in o)
+    output = next(o for o in whole.cells[text].outputs if "text" in o)
     output["text"] = output["text"].replace(output["text"].strip()[0], "changed", 1)
-    for name, content in (("kept", whole), ("altered", altered)):
-        nbformat.write(content, tmp_path / f"{name}.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "kept.ipynb", "altered.ipynb"]
+    nbformat.write(whole, tmp_path / "altered.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "altered.ipynb"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=QUIET)
-    failed = re.findall(r"^FAILED (\S+?)::", done.stdout, re.M)
-    assert failed == ["altered.ipynb"], done.stdout[-3000:]
+    assert re.findall(r"^FAILED (\S+)", done.stdout, re.M) == ["altered.ipynb::Cell"], done.stdout[-3000:]
+    assert re.search(r"1 failed, \d+ passed|1 failed in", done.stdout), "what was not changed passes"
 
 
 def test_an_unknown_parameter_stops_the_notebook(tmp_path: Path):

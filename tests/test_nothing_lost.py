@@ -64,7 +64,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 
 def test_killed_at_a_random_moment_of_each_training_it_goes_on_to_the_same_bits(tmp_path, one_thread):
-    epochs = 20
+    epochs = 10
     point = Experiment(**POINT, epochs=epochs, strategies=("transfer", "coherent"))
     given = {**POINT, "epochs": epochs, "strategies": point.strategies}
     code = f"import ddlib; ddlib.Experiment(**{given!r}).record({str(tmp_path / 'killed')!r}, progress=False)"

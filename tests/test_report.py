@@ -162,6 +162,8 @@ def test_costs_on_one_machine_and_in_parallel():
     }
     assert table["parallel"].iloc[:4].tolist() == [50, 10, 11, 50]
     assert np.isnan(table.loc[(1, "average"), "parallel"])
+    found[1].provenance["shared"] = "with other trainings"  # tells no time
+    assert set(report.costs(found)["seed"]) == {0}
     folded = pd.DataFrame(
         [("local", 10), ("local, fold 1", 5), ("local, fold 2", 6), ("dense network", 1)], columns=["stage", "seconds"]
     )

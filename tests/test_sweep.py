@@ -115,6 +115,20 @@ def test_two_jobs_leave_the_records_of_one(tmp_path: Path):
     assert frames[0].drop(columns="test_accuracy").equals(frames[1].drop(columns="test_accuracy"))
 
 
+def test_a_kernel_whose_ports_were_taken_is_started_again(monkeypatch, tmp_path):
+    told = [RuntimeError("Kernel died before replying to kernel_info"), None]
+
+    def run(*_, **__):
+        if error := told.pop(0):
+            raise error
+
+    monkeypatch.setattr(sweep.papermill, "execute_notebook", run)
+    assert sweep.execute("a.ipynb", tmp_path / "out.ipynb", {}) == ""
+    told[:] = 2 * [RuntimeError("Kernel died before replying to kernel_info")]
+    assert sweep.execute("a.ipynb", tmp_path / "out.ipynb", {}).startswith("RuntimeError: Kernel died")
+    assert not told
+
+
 def test_an_interrupted_sweep_ends_at_once_and_goes_on_to_the_same_record(tmp_path: Path):
     longer = TINY.replace("epochs: 1", "epochs: 150", 1)
     paths = []

@@ -32,6 +32,7 @@ FOLDERS = (
     "results/adrenal",
     "results/faces",
     "results/channels",
+    "results/150_epochs",
 )
 POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "augment", "variant")  # one row of a table
 TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
@@ -179,11 +180,12 @@ def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.D
 
     The latter (`parallel`) counts the longest local training.  Where local CNNs were trained together none was timed
     alone: their seconds are then scaled by longest local / fused of `times`, the training-time table
-    (04_training_time), and are NaN where it lacks the decomposition.
+    (04_training_time), and are NaN where it lacks the decomposition.  Records whose device was shared with other
+    trainings (`provenance`) tell no time and are left out.
     """
     import pandas as pd
 
-    rows, found = [], list(found)
+    rows, found = [], [record for record in found if not record.provenance.get("shared")]
     shapes = {_images(r): r.provenance["image_shape"] for r in found if "image_shape" in r.provenance}
     for record in found:
         history = _timed_alone(record, times, shapes.get(_images(record)))

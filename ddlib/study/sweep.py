@@ -168,13 +168,15 @@ def run_point(notebook: str, output: str, name: str, parameters: dict[str, Any])
         return execute(notebook, Path(output) / "notebooks" / f"{name}.ipynb", parameters)
 
 
-def execute(notebook: str | Path, executed: Path, parameters: dict[str, Any]) -> str:
+def execute(notebook: str | Path, executed: Path, parameters: dict[str, Any], again: bool = True) -> str:
     """Run a notebook, quietly; why it failed, the error's name and value, or an empty text."""
     os.environ["DDLIB_PROGRESS"] = "0"
     quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=CRITICAL"]}
     try:
         papermill.execute_notebook(str(notebook), str(executed), parameters, **quiet)
     except Exception as error:  # of a cell, or a kernel that died, a full disk
+        if again and "before replying" in str(error):  # another kernel took its ports before it was up
+            return execute(notebook, executed, parameters, again=False)
         return f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     return ""
 
