@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks import engines
+from benchmarks import engines, gpu
 
 from ddlib import Split, accuracy, predict
 from ddlib.backbones import build
@@ -29,3 +29,11 @@ def test_the_straightforward_way_learns():
     for _ in range(6):
         engines.straightforward([net], [(slice(None), slice(None))], split, 16)
     assert accuracy(predict(net, split), labels) > 0.9
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmark_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["gpu.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "a GPU with CUDA is needed" in capsys.readouterr().err

@@ -287,6 +287,14 @@ def test_the_factors_of_the_engine_are_those_of_the_benchmark():
     assert told in RESULTS
 
 
+def test_the_factors_of_the_engine_on_a_gpu_are_those_of_the_benchmark():
+    table = pd.read_csv(ROOT / "results/bench/gpu/speeds.csv").pivot(index="N", columns="way", values="ratio")
+    four, sixteen, many = table["fused"]
+    assert f"of 4, 16 and 64 local CNNs is {four:.0f}, {sixteen:.0f} and {many:.0f} times as fast" in RESULTS
+    four, sixteen, many = table["fused, CUDA graphs"]
+    assert f"with CUDA graphs {four:.0f}, {sixteen:.0f} and {many:.0f} times" in RESULTS
+
+
 def test_bf16_moves_accuracies_as_little_as_is_said():
     frame = ddlib.gather(ROOT / "results/precision")
     frame["precision"] = frame["computed"].str.split(", ").str[-1]
