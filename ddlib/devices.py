@@ -48,6 +48,15 @@ def autocast(device: torch.device, precision: str, dtype: torch.dtype) -> torch.
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
+def memory_free(device: torch.device) -> int:
+    """Bytes of memory that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
 def seeded(*entropy: int) -> torch.Generator:
     """A CPU generator from a few whole numbers, the same on every machine."""
     mixed = 0

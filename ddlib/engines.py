@@ -20,7 +20,7 @@ import torch
 
 from . import checks
 from .backbones import groupable
-from .devices import choose_device
+from .devices import choose_device, memory_free
 from .images import ImageSet, Split
 from .local import LocalCNNs
 from .training import RECIPES, Recipe, fit, predict, progress_bar, trains
@@ -181,20 +181,11 @@ def _fits(local: LocalCNNs, data: Images, recipe: Recipe) -> bool:
     predict(local, _images(data, [0]).some(torch.arange(1)), precision="fp32")
     for hook in hooks:
         hook.remove()
-    needed, free = 2 * 4 * recipe.batch_size * sum(kept), _memory_free(choose_device(recipe.device))
+    needed, free = 2 * 4 * recipe.batch_size * sum(kept), memory_free(choose_device(recipe.device))
     if needed > 0.8 * free:
         sizes = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         warnings.warn(f"{len(local)} local CNNs side by side need about {sizes}: engine='loop' is taken.", stacklevel=3)
     return needed <= 0.8 * free
-
-
-def _memory_free(device: torch.device) -> int:
-    """Bytes of memory that are free on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def _choose_threads(threads: int) -> None:

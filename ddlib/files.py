@@ -1,18 +1,22 @@
 """Files that are whole or not there: atomic writes, checksums, folders that can be written."""
 
 import hashlib
-import io
+import math
 import os
 import pickle
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+SHARE = 0.5  # of the free memory, that images may take; larger sets are read from files as they are used
 
 
 class DamagedFile(Exception):
@@ -35,8 +39,10 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
-def write_atomically(path: str | Path, data: bytes | str) -> Path:
+def write_atomically(path: str | Path, data: bytes | str | Callable[[BinaryIO], object]) -> Path:
     """Write to a temporary name beside `path`, flush, rename: readers see the old file or the new one whole.
+
+    `data` may be a function that writes to the open file.
 
     Raises:
         OSError: it cannot be written, since the disk is full, say; what was there stays.
@@ -44,10 +50,11 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data.encode() if isinstance(data, str) else data
+    write = data if callable(data) else lambda file: file.write(data)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -56,8 +63,9 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
         with suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            size = f"{len(data) / 2**20:.1f} MiB could not be written ({error.strerror})"
-            raise type(error)(error.errno, f"{size}; what was there before is kept", str(path)) from None
+            raise type(error)(
+                error.errno, f"it could not be written ({error.strerror}); what was there before is kept", str(path)
+            ) from None
         raise
     return path
 
@@ -78,15 +86,51 @@ def digest(*tensors: Tensor) -> str:
     return sha.hexdigest()
 
 
+def room(shape: Sequence[int], folder: Path) -> Tensor:
+    """A uint8 tensor to be filled: in memory, or, where that would take more than `SHARE` of what is free, in a file.
+
+    The file, in `folder`, has no name and goes with the tensor; the system keeps in memory what of it is in use.
+
+    Raises:
+        OSError: there is no room for it on the disk either.
+    """
+    import psutil
+
+    size = math.prod(shape)
+    if size <= SHARE * psutil.virtual_memory().available:
+        return torch.empty(tuple(shape), dtype=torch.uint8, device="cpu")
+    try:
+        with tempfile.NamedTemporaryFile(dir=writable_folder(folder)) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would kill the process when a page is written
+            return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(tuple(shape))
+    except OSError as error:
+        reason = f"{size / 2**30:.1f} GiB of images fit neither into the free memory nor here ({error.strerror})"
+        raise type(error)(error.errno, reason, str(folder)) from None
+
+
 def save_tensors(path: str | Path, content: dict[str, Any]) -> Path:
-    """`torch.save`, atomically."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return write_atomically(path, buffer.getvalue())
+    """`torch.save`, atomically; straight to the disk, so that tensors are not held twice."""
+
+    def write(file: BinaryIO) -> None:
+        failed: list[OSError] = []  # PyTorch does not tell what went wrong on the disk
+
+        def piece(data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                failed.append(error)
+                raise
+
+        try:
+            torch.save(content, SimpleNamespace(write=piece, flush=file.flush))
+        except RuntimeError as error:
+            raise (failed or [error])[0] from None
+
+    return write_atomically(path, write)
 
 
-def load_tensors(path: str | Path) -> dict[str, Any]:
-    """What `save_tensors` wrote, on the CPU.  Code in the file is never executed.
+def load_tensors(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """What `save_tensors` wrote, on the CPU, `mapped`: read from the file as it is used.  Code is never executed.
 
     Raises:
         DamagedFile: the zip file that PyTorch writes is not whole, or fails one of its own checksums.
@@ -95,7 +139,7 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as packed:
             if broken := packed.testzip():
                 raise zipfile.BadZipFile(f"its part {broken} fails its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from . import checks
 from .checkpoints import Checkpoint, digest_of
-from .devices import DEVICES, PRECISIONS, autocast, choose_device, seeded
+from .devices import DEVICES, PRECISIONS, autocast, choose_device, memory_free, seeded
+from .files import SHARE
 from .images import ImageSet, Split, draw_moves, memory_format, move, prepare
 from .local import softmax
 from .model import CNNDNN
@@ -132,15 +133,19 @@ def fit(
     device, dtype = choose_device(recipe.device), next(model.parameters()).dtype
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(checkpoint, digest_of(model, split.images, split.labels))
-    here = replace(split, **{name: getattr(split, name).to(device) for name in ("images", "labels", "mean", "std")})
+    fits = device.type != "cuda" or split.images.nbytes <= SHARE * memory_free(device)
+    place = device if fits else torch.device("cpu")  # of the images; where they do not fit, each batch is sent
+    here = replace(split, **{name: getattr(split, name).to(device) for name in ("labels", "mean", "std")})
+    images_there = split.images.to(place)
     model.to(device, memory_format=memory_format(split.images.ndim - 2))
 
     def batches(chosen: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         if recipe.augment:
-            moves = draw_moves(*chosen.shape, here.images.shape[2:], here.flip_axes, generator)
+            moves = draw_moves(*chosen.shape, split.images.shape[2:], split.flip_axes, generator)
             shifts, mirrored = (drawn.to(device) for drawn in moves)
-        for step, indices in enumerate(chosen):
-            images = here.images.index_select(0, indices)
+        for step, indices in enumerate(chosen.to(place)):
+            images = images_there.index_select(0, indices)
+            images = images if fits else images.pin_memory().to(device, non_blocking=True)
             if recipe.augment:
                 images = move(images, shifts[step], mirrored[step])
             x = prepare(images, here, dtype)

@@ -231,7 +231,7 @@ def test_bf16_is_near_fp32(tiny):
 def test_where_memory_is_short_auto_is_the_loop_and_says_so(tiny, monkeypatch):
     dec = Decomposition.grid((12, 12), (2, 3), 1)
     loop, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "loop")
-    monkeypatch.setattr(ddlib.engines, "_memory_free", lambda device: 2**20)
+    monkeypatch.setattr(ddlib.engines, "memory_free", lambda device: 2**20)
     with pytest.warns(UserWarning, match="6 local CNNs side by side need about .* GiB.*engine='loop' is taken"):
         auto, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "auto")
     assert_same_state(auto, loop)

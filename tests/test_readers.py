@@ -7,6 +7,8 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -960,3 +962,61 @@ def test_second_start_of_real_sets(monkeypatch):
     monkeypatch.setattr(folders, "progress_bar", None)  # which reading begins with
     for name in ("tf_flowers", "faces", "lidc_nodules"):
         ddlib.load_dataset(name)
+
+
+# ── larger than memory ──
+
+
+def test_images_that_memory_has_no_room_for_are_the_same_from_files(tmp_path, monkeypatch):
+    """Read, read again from the cache, and trained on: bit for bit."""
+    for number in range(24):
+        write_photo(tmp_path / "photos" / f"class {number % 2}" / f"{number}.png", (20, 20))
+    given = {"root": tmp_path, "path": "photos", "size": 16}
+    usual = ddlib.load_dataset("image_folder", **given)
+    shutil.rmtree(tmp_path / ".cache")
+    monkeypatch.setattr(files, "SHARE", 0)
+    networks = []
+    for found in (usual, *(ddlib.load_dataset("image_folder", **given) for _ in range(2))):
+        assert found.digest == usual.digest
+        assert torch.equal(found.train.mean, usual.train.mean)
+        torch.manual_seed(0)
+        networks.append(ddlib.backbones.build("vgg9", 3, 2, 4))
+        ddlib.fit(networks[-1], found, ddlib.Recipe(epochs=1, batch_size=8), progress=False)
+    for network in networks[1:]:
+        assert all(map(torch.equal, networks[0].state_dict().values(), network.state_dict().values()))
+    assert sorted(path.suffix for path in (tmp_path / ".cache").iterdir()) == [".pt"]  # nothing else is left
+
+
+def test_images_for_which_there_is_no_room_at_all_are_refused_in_a_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "SHARE", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"0\.0 GiB of images fit neither into the free memory nor here \(No space left"):
+        files.room((4, 3, 8, 8), tmp_path / "cache")
+    assert not [*(tmp_path / "cache").iterdir()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what memory is whose")
+def test_images_from_files_take_no_memory_of_the_process(tmp_path):
+    """By the system's own count: 64 MiB of photos, read and read again, and an epoch of statistics on them."""
+    for number in range(342):
+        path = tmp_path / "photos" / f"class {number % 2}" / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (256, 256), (number % 256, number // 256, 7)).save(path)
+    code = f"""
+import re, ddlib
+from pathlib import Path
+from ddlib import files
+def own(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+import torch, sklearn.model_selection, scipy.cluster, PIL.Image
+files.SHARE = 0
+before = own()
+data = [ddlib.load_dataset("image_folder", root={str(tmp_path)!r}, path="photos", size=256) for _ in range(2)]
+assert data[0].digest == data[1].digest
+print(own() - before)
+"""
+    quiet = {**os.environ, "DDLIB_PROGRESS": "0", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=quiet)
+    assert float(done.stdout) < 64, done.stdout + done.stderr  # in memory it would be 128 and what reading takes

@@ -28,6 +28,7 @@ READING = 3  # raised when the same files would be read differently: caches of a
 TRAINING = ("train", "training")  # names of the halves of a folder that is split already
 TEST = ("test", "testing", "val", "valid", "validation")
 MASK = re.compile(r"[_-](seg|mask|gt|label)[_-]?\d*\.", re.IGNORECASE)
+BLOCK = 256  # images at a time, where all would not fit into memory
 FEW = 64  # grey levels of 256: where values reach fewer, the window is not theirs
 
 
@@ -81,8 +82,16 @@ def read(
         notes += [] if photos else _beside_window(listing, window)
         if notes:
             warnings.warn(f"{place}: {'; '.join(notes)}.", stacklevel=3)
-    train, test = ((images[side], listing.labels[side]) for side in sides)
+    train, test = ((_picked(images, side, root / ".cache"), listing.labels[side]) for side in sides)
     return train, test, listing.classes
+
+
+def _picked(images: Tensor, side: Tensor, folder: Path) -> Tensor:
+    """The images of one side of the split, where there is room for them."""
+    found = files.room((len(side), *images.shape[1:]), folder)
+    for indices, part in zip(side.split(BLOCK), found.split(BLOCK), strict=True):
+        torch.index_select(images, 0, indices, out=part)
+    return found
 
 
 def cached(place: Path, root: Path, how: dict, paths: Sequence[Path], read_one: Callable[[Path], Tensor]) -> Tensor:
@@ -95,12 +104,19 @@ def cached(place: Path, root: Path, how: dict, paths: Sequence[Path], read_one: 
     key = files.checksum(json.dumps([str(place.resolve()), how]).encode())[:16]
     cache = root / ".cache" / f"{place.name}-{key}.pt"
     with suppress(OSError, files.DamagedFile):
-        content = files.load_tensors(cache)
+        content = files.load_tensors(cache, mapped=True)
         if content.get("state") == state:
             return content["images"]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        reading = pool.map(read_one, paths)
-        images = torch.stack([*progress_bar(f"reading {place.name}", len(paths), iterable=reading, unit="file")])
+    images = None
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        progress_bar(f"reading {place.name}", len(paths), unit="file") as bar,
+    ):
+        for start in range(0, len(paths), BLOCK):
+            for index, image in enumerate(pool.map(read_one, paths[start : start + BLOCK]), start):
+                images = files.room((len(paths), *image.shape), cache.parent) if images is None else images
+                images[index] = image
+                bar.update()
     with suppress(OSError):
         files.save_tensors(cache, {"images": images, "state": state})
     return images
