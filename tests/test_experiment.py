@@ -640,7 +640,7 @@ def test_log_probabilities_are_an_option_of_the_dense_network_alone(tmp_path):
     points = [Experiment(**SMALL, strategies=("cnn-dnn", "coherent"), log_probabilities=on) for on in (False, True)]
     usual, logs = (point.record(tmp_path, progress=False) for point in points)
     assert usual.name == Experiment(**SMALL).name != logs.name
-    assert logs.variant == "log_probabilities=True"
+    assert logs.variant == "log_probabilities=True dense_epochs=2"
     kept = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["coherent", "coherent", "dense-network", "dense-network", "local"]
     for stage in ("dense network", "coherent"):

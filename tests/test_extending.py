@@ -24,6 +24,6 @@ def test_examples_run():
         DATASETS.pop("mine", None)
     assert set(names["first"]["strategy"]) == {"global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"}
     assert len(names["local"]) == 4
-    assert names["p"].shape == (30, 4, 3)
+    assert names["p"].shape == names["q"]["test"].shape == (30, 4, 3)
     assert list(names["table"].columns) == ["local", "vote", "geometric"]
     assert [row[3:5] for row in names["table"].index] == [("2x2", 0), ("2x2", 2)]

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 
 from .. import files
+from ..training import RECIPES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+USUAL = RECIPES["dense network"].epochs
 ROW = {  # column → type; `gather` gives these, in this order, and then `ABOUT`
     "dataset": str,
     "backbone": str,
@@ -75,8 +77,11 @@ class Record:
 
     @property
     def variant(self) -> str:
-        """What of `VARIANT` is given, e.g. "channel_parts=2 samples=shares"."""
-        return " ".join(f"{name}={self.parameters[name]}" for name in VARIANT if name in self.parameters)
+        """What of `VARIANT` is given, e.g. "channel_parts=2 samples=shares"; and unusual epochs of the dense network."""
+        given = {name: self.parameters[name] for name in VARIANT if name in self.parameters}
+        dense = self.parameters.get("dense_epochs", USUAL)
+        given |= {} if dense == USUAL else {"dense_epochs": dense}
+        return " ".join(f"{name}={value}" for name, value in given.items())
 
     @property
     def settings(self) -> str:
