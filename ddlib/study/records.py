@@ -77,7 +77,7 @@ class Record:
 
     @property
     def variant(self) -> str:
-        """What of `VARIANT` is given, e.g. "channel_parts=2 samples=shares"; and unusual epochs of the dense network."""
+        """What of `VARIANT` is given, e.g. "channel_parts=2 samples=shares", and unusual dense epochs."""
         given = {name: self.parameters[name] for name in VARIANT if name in self.parameters}
         dense = self.parameters.get("dense_epochs", USUAL)
         given |= {} if dense == USUAL else {"dense_epochs": dense}
