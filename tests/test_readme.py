@@ -123,6 +123,16 @@ def test_the_lda_is_that_of_its_table():
     assert f"LDA in windows (C8): {dense.iloc[-1]:.1f}, whole {whole:.1f} %" in README
 
 
+def test_decomposed_samples_are_those_of_their_table():
+    table = pd.read_csv(ROOT / "results/two_decompositions/flowers/sides.csv").groupby("model")["test accuracy (%)"]
+    mean, count = table.mean(), table.count()
+    further = [f"{mean[f'channels, trained further{kind}']:.1f}" for kind in ("", " (windows)", " (shares)")]
+    assert f"composed and trained further, reach {further[0]}, {further[1]} and {further[2]} %." in VERDICTS
+    whole, image = mean["global CNN"], mean["image, trained further"]
+    assert f"has {whole:.1f}, the image's decomposition with transfer {image:.1f}." in VERDICTS
+    assert (count == 3).all()
+
+
 def test_the_factors_on_a_gpu_are_those_of_its_table():
     times = pd.read_csv(ROOT / "results/training_time/gpu/training_time.csv")
     factors = times["parallel speed-up"]
