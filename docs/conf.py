@@ -66,7 +66,8 @@ def folder_of_results(folder: Path) -> str:
 
 
 def folder_link(found: re.Match) -> str:
-    return f"]({found[1] and found[1] + 'README.md'}#{found[2]})"
+    heading = found[2] if holds_tables(ROOT / "results" / found[2]) else "records"  # a folder of records alone
+    return f"]({found[1] and found[1] + 'README.md'}#{heading})"
 
 
 def complete(_app, page: str, source: list[str]) -> None:
