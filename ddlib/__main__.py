@@ -107,14 +107,12 @@ def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, 
 @click.option("--tolerance", default=0.06, help="In shares of the test images (default 0.06).")
 def compare(folder: str, reference: str, tolerance: float) -> int:
     """Hold the records of a run against committed ones: ddlib compare runs/mine results/quick"""
-    from .report.tables import accuracy_table
     from .study.parameters import agrees
     from .study.records import gather
 
     frame = gather(folder)
     if frame.empty:
         raise ValueError(f"there are no records in {folder}.")
-    print(accuracy_table(frame).reset_index().to_string(index=False))
     try:
         return int(not agrees(frame, Path(reference).absolute(), tolerance))
     except AssertionError as error:

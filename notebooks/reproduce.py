@@ -60,7 +60,7 @@ def run(folder: Path) -> bool:
 
     def one(name: str) -> str:
         behind = whole - ahead()
-        pace = (time.monotonic() - start) / behind if behind else 1.0
+        pace = (time.monotonic() - start) / behind if behind > 30 else 1.0
         place = f"[{next(begun)}/{len(SECONDS | TIMED)}]"
         print(f"{place} {name:25} about {minutes(pace * ahead())} left in all", flush=True)
         _, given = read_yaml(HERE / "params" / f"{short(name)}_digits.yaml")
