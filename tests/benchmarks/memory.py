@@ -70,18 +70,25 @@ def reading(root: Path, count: int, size: int) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(images=f"{count} of {size}×{size}", size=count * 3 * size**2 / 2**30)
 
 
-def training(root: Path, count: int) -> pd.DataFrame:
-    """A row a way: images/s of an epoch, in turn after a warm-up, and the ratio to memory."""
+def training(root: Path, count: int, whole: int) -> pd.DataFrame:
+    """A row a way: images/s of an epoch, in turn after a warm-up, the ratio to memory, and the most memory in GiB.
+
+    In files it is the first part of a set of `whole` images.
+    """
     s = Setting((64, 64), (2, 2), width=16, images=count)
     data, tasks = s.data(), {}
     for way, files.SHARE in WAYS.items():
-        images = files.room(data.images.shape, root)
+        images = files.room((count if way == "memory" else whole, *data.images.shape[1:]), root)[:count]
         images.copy_(data.images)
         split = Split(images, data.labels, data.mean, data.std, data.flip_axes)
         tasks[way] = partial(fit, s.network(), split, s.recipe(), progress=False)
     taken = compare(tasks)
-    rows = [{"way": way, "images/s": count / t, "ratio": taken["memory"] / t} for way, t in taken.items()]
-    return pd.DataFrame(rows)
+    rows = []
+    for way, task in tasks.items():
+        per_second, memory = count / taken[way], peak(task)[1]
+        rows.append({"way": way, "images/s": per_second, "ratio": taken["memory"] / taken[way], "GiB": memory})
+    size = f"{count} of 3×64×64" + ", of {}"
+    return pd.DataFrame(rows).assign(images=[size.format(n) for n in (count, whole)])
 
 
 def main() -> None:
@@ -90,10 +97,11 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=3000, help="how many (default 3000)")
     parser.add_argument("--size", type=int, default=512, help="pixels of their sides (default 512)")
     parser.add_argument("--images", type=int, default=4096, help="of an epoch (default 4096)")
+    parser.add_argument("--whole", type=int, default=700_000, help="images of the set in files (default 700000)")
     given = parser.parse_args()
     root = files.writable_folder(given.output / "photos")
     try:
-        tables = {"reading": reading(root, given.photos, given.size), "training": training(root, given.images)}
+        tables = {"reading": reading(root, given.photos, given.size), "training": training(root, given.images, given.whole)}
     finally:
         shutil.rmtree(root)
     for table in tables.values():
