@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks import engines, gpu
+from benchmarks import engines, gpu, memory
 
 from ddlib import Split, accuracy, predict
 from ddlib.backbones import build
@@ -37,3 +37,12 @@ def test_without_a_gpu_its_benchmark_says_so(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         gpu.main()
     assert "a GPU with CUDA is needed" in capsys.readouterr().err
+
+
+def test_memory_reads_and_trains_in_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory.files, "SHARE", memory.files.SHARE)  # set back afterwards
+    read = memory.reading(tmp_path, 8, 16)
+    assert list(read["reading"]) == ["first", "from the cache"] * 2
+    trained = memory.training(tmp_path, 32, 64)
+    assert list(trained["way"]) == ["memory", "files"]
+    assert (trained["images/s"] > 0).all()

@@ -987,6 +987,32 @@ def test_images_that_memory_has_no_room_for_are_the_same_from_files(tmp_path, mo
     assert sorted(path.suffix for path in (tmp_path / ".cache").iterdir()) == [".pt"]  # nothing else is left
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_reading_that_is_interrupted_goes_on_from_where_it_was(tmp_path, monkeypatch, share):
+    for number in range(12):
+        write_photo(tmp_path / "photos" / f"class {number % 2}" / f"{number}.png", (20, 20))
+    given = {"root": tmp_path, "path": "photos", "size": 16}
+    usual = ddlib.load_dataset("image_folder", **given)
+    shutil.rmtree(tmp_path / ".cache")
+    monkeypatch.setattr(files, "SHARE", share)
+    monkeypatch.setattr(folders, "BLOCK", 4)
+    read = []
+
+    def photo(path, **how):
+        if len(read) == 9:
+            raise KeyboardInterrupt
+        read.append(path)
+        return readers.photo(path, **how)
+
+    monkeypatch.setattr(folders, "photo", photo)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one after another
+    with pytest.raises(KeyboardInterrupt):
+        ddlib.load_dataset("image_folder", **given)
+    monkeypatch.setattr(folders, "photo", lambda path, **how: read.append(path) or readers.photo(path, **how))
+    assert ddlib.load_dataset("image_folder", **given).digest == usual.digest
+    assert len(read) == 9 + 4  # eight were kept, in two blocks of four
+
+
 def test_images_for_which_there_is_no_room_at_all_are_refused_in_a_sentence(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

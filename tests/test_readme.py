@@ -305,6 +305,16 @@ def test_the_factors_of_the_engine_on_a_gpu_are_those_of_the_benchmark():
     assert f"with CUDA graphs {four:.0f}, {sixteen:.0f} and {many:.0f} times" in RESULTS
 
 
+def test_what_images_larger_than_memory_take_is_that_of_the_benchmark():
+    folder = ROOT / "results/bench/memory"
+    first = pd.read_csv(folder / "reading.csv").query("reading == 'first'").set_index("way")
+    memory, seconds = first["GiB"], first["seconds"]
+    assert f"takes {memory['files']:.2f} GiB of memory in place of {memory['memory']:.1f}" in RESULTS
+    assert f"{seconds['files']:.0f} s in place of {seconds['memory']:.0f}" in RESULTS
+    ratio = pd.read_csv(folder / "training.csv").set_index("way")["ratio"]["files"]
+    assert f"at {ratio:.2f} of the speed in memory" in RESULTS
+
+
 def test_bf16_moves_accuracies_as_little_as_is_said():
     frame = ddlib.gather(ROOT / "results/precision")
     frame["precision"] = frame["computed"].str.split(", ").str[-1]

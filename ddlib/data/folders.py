@@ -97,29 +97,44 @@ def _picked(images: Tensor, side: Tensor, folder: Path) -> Tensor:
 def cached(place: Path, root: Path, how: dict, paths: Sequence[Path], read_one: Callable[[Path], Tensor]) -> Tensor:
     """Each file read, a few at a time: (n, *shape of one); kept in `root/.cache` where that can be written.
 
-    What is kept is made anew when a file has another name, size or time of change, or when it is damaged.
+    Reading that was interrupted goes on from where it was.  What is kept is made anew when a file has another name,
+    size or time of change, or when it is damaged.
     """
     stats = [(str(path.relative_to(place)), path.stat()) for path in _sources(paths)]
     state = json.dumps([READING, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
     key = files.checksum(json.dumps([str(place.resolve()), how]).encode())[:16]
     cache = root / ".cache" / f"{place.name}-{key}.pt"
+    images, read = _kept(cache, state)
+    if read == len(paths):
+        return images
+    if read:
+        images = files.room((len(paths), *images.shape[1:]), cache.parent).copy_(images)
+    try:
+        with (
+            ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+            progress_bar(f"reading {place.name}", len(paths), unit="file") as bar,
+        ):
+            bar.update(read)
+            for start in range(read, len(paths), BLOCK):
+                for index, image in enumerate(pool.map(read_one, paths[start : start + BLOCK]), start):
+                    images = files.room((len(paths), *image.shape), cache.parent) if images is None else images
+                    images[index] = image
+                    bar.update()
+                read = index + 1
+    finally:  # what an interrupted reading has goes on from there
+        with suppress(OSError):
+            if read:
+                files.save_tensors(cache, {"images": images, "state": state, "read": read})
+    return images
+
+
+def _kept(cache: Path, state: str) -> tuple[Tensor | None, int]:
+    """Images of the same files that an earlier reading kept, and how many of them it had read."""
     with suppress(OSError, files.DamagedFile):
         content = files.load_tensors(cache, mapped=True)
         if content.get("state") == state:
-            return content["images"]
-    images = None
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        progress_bar(f"reading {place.name}", len(paths), unit="file") as bar,
-    ):
-        for start in range(0, len(paths), BLOCK):
-            for index, image in enumerate(pool.map(read_one, paths[start : start + BLOCK]), start):
-                images = files.room((len(paths), *image.shape), cache.parent) if images is None else images
-                images[index] = image
-                bar.update()
-    with suppress(OSError):
-        files.save_tensors(cache, {"images": images, "state": state})
-    return images
+            return content["images"], content.get("read", len(content["images"]))
+    return None, 0
 
 
 # ── which files ───────────────────────────────────────────────────────────────────────────────────────────────

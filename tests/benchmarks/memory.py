@@ -101,7 +101,10 @@ def main() -> None:
     given = parser.parse_args()
     root = files.writable_folder(given.output / "photos")
     try:
-        tables = {"reading": reading(root, given.photos, given.size), "training": training(root, given.images, given.whole)}
+        tables = {
+            "reading": reading(root, given.photos, given.size),
+            "training": training(root, given.images, given.whole),
+        }
     finally:
         shutil.rmtree(root)
     for table in tables.values():
