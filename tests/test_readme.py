@@ -143,6 +143,15 @@ def test_the_factors_on_a_gpu_are_those_of_its_table():
     assert told.format(*(f for some in ranges for f in (some.min(), some.max()))) in VERDICTS
 
 
+def test_the_factors_at_the_papers_sizes_are_those_of_their_table():
+    times = pd.read_csv(ROOT / "results/training_time/papers/training_time.csv").set_index(["width", "grid"])
+    factors = times["parallel speed-up"].sort_index()
+    images = factors[times.sort_index()["backbone"] == "vgg9"].groupby("width").agg(["min", "max"])
+    told = "{:.1f} to {:.1f} at width 16, {:.1f} to {:.1f} at width 64"
+    assert told.format(*images.loc[16], *images.loc[64]) in VERDICTS
+    assert f"it is {factors[16, '4×4×2']:.1f} and {factors[64, '4×4×2']:.1f}." in VERDICTS
+
+
 def test_the_table_of_all_data_sets_is_that_of_the_report():
     names = {shown: name for name, shown in plots.NAMES.items()}
     strategies = SHOWN
