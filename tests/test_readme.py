@@ -106,7 +106,7 @@ def test_what_is_said_of_regimes_is_in_their_tables():
     probe = pd.read_csv(ROOT / "results/regimes/cifar10/probe.csv", index_col="half")
     known, new = probe.loc["known"], probe.loc["not known"]
     assert f"it reaches {new.iloc[2]:.1f} % in place of {known.iloc[2]:.1f} (one seed" in VERDICTS
-    assert f"with 5 epochs in place of 20, {new.iloc[3]:.1f} in place of {known.iloc[3]:.1f}." in VERDICTS
+    assert f"so that it overfits less itself, {new.iloc[3]:.1f} in place of {known.iloc[3]:.1f}." in VERDICTS
     assert f"and has {known['average']:.1f}." in VERDICTS
 
 
@@ -149,7 +149,7 @@ def test_the_factors_at_the_papers_sizes_are_those_of_their_table():
     images = factors[times.sort_index()["backbone"] == "vgg9"].groupby("width").agg(["min", "max"])
     told = "{:.1f} to {:.1f} at width 16, {:.1f} to {:.1f} at width 64"
     assert told.format(*images.loc[16], *images.loc[64]) in VERDICTS
-    assert f"it is {factors[16, '4×4×2']:.1f} and {factors[64, '4×4×2']:.1f}." in VERDICTS
+    assert f"it is {factors[16, '4×4×2']:.1f} (width 16) and {factors[64, '4×4×2']:.1f} (width 64)." in VERDICTS
 
 
 def test_the_table_of_all_data_sets_is_that_of_the_report():
@@ -197,9 +197,7 @@ def test_the_verdicts_are_those_of_the_report():
 def test_the_readme_counts_the_same_verdicts():
     told = re.findall(r"^\| \[?(C\d)(?:\]\(\S+\))? \| (.*) \| (\d+) \| (\d+) \| (\d+) \| (.*) \|$", README, re.M)
     known = re.findall(r"^\| (C\d) \| (.*) \| .* \| (\d+) / (\d+) / (\d+) \|$", VERDICTS, re.M)
-    assert [(claim, *counts) for claim, _, *counts, _ in told] == [
-        (claim, *counts) for claim, pair, *counts in known if pair != "transfer over coherent"
-    ]
+    assert [(claim, *counts) for claim, _, *counts, _ in told] == [(claim, *counts) for claim, _, *counts in known]
     for claim, *_, when in told:  # its numbers are those of verdicts.md, which are held to the tables
         for number in re.findall(r"\d+\.\d", when):
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", chapters()[claim]), (claim, number)

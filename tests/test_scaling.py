@@ -31,3 +31,9 @@ def test_bytes_counted_in_both_ways_are_those_of_the_formulas(tiny):
 def test_ranks_that_cannot_train_are_refused(tiny, ranks, batch_size, message):
     with pytest.raises(ValueError, match=message):
         scaling.communication(model(), tiny, Recipe(batch_size=batch_size), ranks)
+
+
+def test_messages_take_time():
+    latency, bandwidth = scaling.latency_and_bandwidth(repeats=3)
+    assert 1e-7 < latency < 1
+    assert 1e5 < bandwidth < 1e13

@@ -5,10 +5,12 @@
 """
 
 import copy
+import timeit
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,6 +26,8 @@ from ..engines import process_pool
 from ..images import ImageSet, memory_format
 from ..model import CNNDNN
 from ..training import Recipe, fit
+
+LARGE = 4_000_000  # bytes of a message whose latency does not matter
 
 
 def communication(model: CNNDNN, data: ImageSet, recipe: Recipe, ranks: Iterable[int]) -> pd.DataFrame:
@@ -47,6 +51,28 @@ def communication(model: CNNDNN, data: ImageSet, recipe: Recipe, ranks: Iterable
             found = [task.result() for task in tasks]
             rows += [(way, count, sent / steps, seconds / steps) for way, (sent, seconds) in found[0].items()]
     return pd.DataFrame(rows, columns=["way", "ranks", "sent", "seconds"])
+
+
+def latency_and_bandwidth(repeats: int = 50) -> tuple[float, float]:
+    """Of messages between two processes of this machine, over gloo: seconds at least, and bytes a second (medians)."""
+    with process_pool(2) as pool, TemporaryDirectory() as folder:
+        store = (Path(folder) / "messages").as_uri()
+        (small, large), _ = pool.map(_exchange, range(2), [store] * 2, [repeats] * 2)
+    return small, LARGE / max(large - small, 1e-9)
+
+
+def _exchange(rank: int, store: str, repeats: int) -> list[float]:
+    """Median seconds in which two ranks give one another one byte, and `LARGE`."""
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    try:
+        taken = []
+        for size in (1, LARGE):
+            own = torch.zeros(size, dtype=torch.uint8)
+            both = [torch.empty_like(own) for _ in range(2)]
+            taken.append(median(timeit.repeat(lambda: dist.all_gather(both, own), number=1, repeat=repeats)))  # noqa: B023
+        return taken
+    finally:
+        dist.destroy_process_group()
 
 
 def _both_ways(rank: int, ranks: int, store: str, model: CNNDNN, data: ImageSet, recipe: Recipe) -> dict[str, Any]:
