@@ -1,10 +1,13 @@
 """The benchmarks time what they say: every engine trains, and the straightforward way is honest code."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from benchmarks import engines, gpu, memory
+from benchmarks import engines, executors, gpu, memory
 
-from ddlib import Split, accuracy, predict
+from ddlib import Split, accuracy, load_dataset, predict
 from ddlib.backbones import build
 from ddlib.cost.training_time import Setting
 
@@ -43,6 +46,17 @@ def test_memory_reads_and_trains_in_both_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(memory.files, "SHARE", memory.files.SHARE)  # set back afterwards
     read = memory.reading(tmp_path, 8, 16)
     assert list(read["reading"]) == ["first", "from the cache"] * 2
-    trained = memory.training(tmp_path, 32, 64)
+    trained = memory.training(tmp_path, 128, 160)
     assert list(trained["way"]) == ["memory", "files"]
     assert (trained["images/s"] > 0).all()
+
+
+def test_tasks_by_name_carry_no_images():
+    data, sizes = load_dataset("digits"), []
+    for by_name in (True, False):
+        with ThreadPoolExecutor(1) as pool:
+            counting = executors.Counting(pool, pickle.dumps)
+            executors.train(counting, data, by_name, per_task=1, width=4, epochs=1)
+        sizes.append(max(counting.bytes))
+    assert len(counting.bytes) == 4
+    assert sizes[1] - sizes[0] > data.train.images.nbytes > sizes[0]

@@ -322,6 +322,21 @@ def test_what_images_larger_than_memory_take_is_that_of_the_benchmark():
     assert f"at {ratio:.2f} of the speed in memory" in RESULTS
 
 
+def test_what_executors_take_is_that_of_the_benchmark():
+    page, folder = (ROOT / "docs/cluster.md").read_text(), ROOT / "results/bench/executors"
+    table, mpi = (pd.read_csv(path / "executors.csv").query("per_task == 1") for path in (folder, folder / "mpi"))
+    table = table[table["executor"] != "threads"]  # with two threads each, as the caller has
+    named = table[table["images"] == "by name"]["ratio"]
+    assert f"{named.min():.2f} to {named.max():.2f} of the time of the loop" in page
+    assert f"MPI {mpi[mpi['images'] == 'by name']['ratio'].item():.2f} (" in page
+    assert (pd.concat([table, mpi])["difference to the loop"] == 0).all()
+    carried = mpi.set_index("images")["bytes a task"] / 1e6
+    assert (
+        f"{carried['by name']:.2f} MB; images without a name travel with every task, {carried['as tensors']:.1f} MB"
+        in page
+    )
+
+
 def test_bf16_moves_accuracies_as_little_as_is_said():
     frame = ddlib.gather(ROOT / "results/precision")
     frame["precision"] = frame["computed"].str.split(", ").str[-1]

@@ -62,7 +62,6 @@ def use_style() -> None:
     """Quiet axes, readable sizes, for all figures of a notebook."""
     plt.rcParams.update(
         {
-            "figure.dpi": 100,
             "savefig.dpi": 200,
             "savefig.bbox": "tight",
             "figure.constrained_layout.use": True,
@@ -143,15 +142,16 @@ def field(ax: Axes, values: Any, label: str, title: str = "", **limits: float) -
 def windows(ax: Axes, decomposition: Decomposition, picture: Any = None, title: str = "", names: bool = False) -> None:
     """The windows of a decomposition drawn over an image; of a volume, the first two axes.
 
-    Each window is inset a little more than the one before, so that coinciding edges can be told apart; names of
-    windows that lie behind one another are listed from front to back.
+    Where windows overlap, each is inset a little more than the one before, so that coinciding edges can be told apart;
+    names of windows that lie behind one another are listed from front to back.
     """
     if picture is not None:
         image(ax, picture, title)
     height, width = decomposition.image_shape[:2]
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), title=title)
+    overlapping = sum((b - a) * (d - c) for (a, b), (c, d) in _flat(decomposition)) > height * width
     for i, ((top, bottom), (left, right)) in enumerate(_flat(decomposition)):
-        inset = 0.012 * min(height, width) * (i % 4)
+        inset = 0.012 * min(height, width) * (i % 4) * overlapping
         box = (left - 0.5 + inset, top - 0.5 + inset), right - left - 2 * inset, bottom - top - 2 * inset
         ax.add_patch(Rectangle(*box, fill=False, edgecolor="white", linewidth=3.2))
         ax.add_patch(Rectangle(*box, fill=False, edgecolor=WINDOWS[i % len(WINDOWS)], linewidth=1.8))
@@ -265,8 +265,7 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     shown = sorted(dict.fromkeys(frame["strategy"]), key=lambda s: [*STYLE, s].index(s))
     room = min(0.8 / len(shown), 0.2)  # of a strategy
     for k, strategy in enumerate(shown):
-        colour, marker = STYLE.get(strategy, OTHER)
-        label = named(strategy)
+        (colour, marker), label = STYLE.get(strategy, OTHER), named(strategy)
         for place, rows in frame[frame["strategy"] == strategy].groupby(["grid", "overlap"], sort=False):
             middle = columns.index(place) + (k - (len(shown) - 1) / 2) * room
             x = middle + 0.8 * room * ((np.arange(len(rows)) + 0.5) / len(rows) - 0.5)
@@ -280,38 +279,40 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     ax.set_xticks(range(len(columns)), [f"{grid.replace('x', '×')}\nδ = {overlap}" for grid, overlap in columns])
     ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)", xlim=(-0.5, len(columns) - 0.5))
     ax.set_title(title)
-    several = frame.groupby(["grid", "overlap", "strategy"]).size().max() > 1
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="– mean of seeds" if several else None)
+    line = "\nline: mean of seeds" if frame.groupby(["grid", "overlap", "strategy"]).size().max() > 1 else ""
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=f"bars: 95 % of one run{line}", title_fontsize=8)
 
 
 def convergence(ax: Axes, history: "pd.DataFrame", results: "pd.DataFrame", by: str = "epoch") -> None:
     """Test (full line) and training accuracy (dashed) in % of whole models in training, by "epoch" or by "second".
 
-    One curve a seed.  By second, every seed at the median pace of all, since the load of a machine is no result;
-    transfer starts after the trainings that it needs, as the CNN-DNN.
+    Means of the seeds, in bands from lowest to highest.  By second, all have the median pace, since a machine's load is
+    no result; transfer starts after the trainings that it needs, as the CNN-DNN.
 
     Args:
         history: stage, epoch, seconds, train_accuracy, test_accuracy, seed, with all stages of the records.
         results: rows of `gather` of the same records.
     """
     pace = history.groupby(["stage", "epoch"], sort=False, as_index=False).median(numeric_only=True)
-    start = 100 * results[results["strategy"] == "cnn-dnn"].set_index("seed")["test_accuracy"]
-    for (stage, seed), rows in history.groupby(["stage", "seed"], sort=False):
+    start = results[results["strategy"] == "cnn-dnn"].set_index("seed")["test_accuracy"]
+    for stage, rows in history.groupby("stage", sort=False):
         if stage not in ("global", "coherent", "transfer"):
             continue
         colour, marker = STYLE[stage]
-        label = stage if seed == history["seed"].iloc[0] else None
         before = seconds(pace, "cnn-dnn") if stage == "transfer" and by == "second" else 0.0
-        x = [*(rows["epoch"] if by == "epoch" else before + pace.loc[pace["stage"] == stage, "seconds"].cumsum())]
-        y = [*100 * rows["test_accuracy"]]
-        ax.plot(x, 100 * rows["train_accuracy"], "--", color=colour, linewidth=0.8)
+        steps = pace[pace["stage"] == stage]
+        x = [*(steps["epoch"] if by == "epoch" else before + steps["seconds"].cumsum())]
+        ax.plot(x, 100 * steps["train_accuracy"], "--", color=colour, linewidth=0.8)
+        test = rows.pivot(index="epoch", columns="seed", values="test_accuracy")
         if stage == "transfer":
-            x, y = [before, *x], [start[seed], *y]
-        ax.plot(x, y, label=label, marker=marker, markersize=4, color=colour, linewidth=1.2)
-        if stage == "transfer":
-            colour, marker = STYLE["cnn-dnn"]
-            label = label and "CNN-DNN, start of transfer"
-            ax.plot(before, start[seed], marker, color=colour, label=label, markersize=6, zorder=3)
+            x, (own, sign) = [before, *x], STYLE["cnn-dnn"]
+            test.loc[0] = start
+            test = test.sort_index()
+            ax.plot(
+                before, 100 * start.mean(), sign, color=own, label="CNN-DNN, start of transfer", markersize=6, zorder=3
+            )
+        ax.fill_between(x, 100 * test.min(axis=1), 100 * test.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+        ax.plot(x, 100 * test.mean(axis=1), label=stage, marker=marker, markersize=4, color=colour, linewidth=1.2)
     ax.plot([], [], "--", color="#777777", linewidth=0.8, label="on training images, as they pass")
     ax.set(xlabel="epoch (transfer: after the local ones)" if by == "epoch" else "seconds of training, all stages")
     ax.set_ylabel("accuracy (%)")
