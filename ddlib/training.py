@@ -128,6 +128,7 @@ def fit(
         ValueError: a batch larger than the data, a recipe that the device cannot carry out, nothing to train, or a
             checkpoint of another training.
         files.DamagedFile: the checkpoint is damaged; it is set aside.
+        RuntimeError: a step does not fit into the memory of the device.
     """
     split = data.train if isinstance(data, ImageSet) else data
     device, dtype = choose_device(recipe.device), next(model.parameters()).dtype
@@ -236,8 +237,12 @@ def _optimise(
         for epoch in range(len(history), recipe.epochs):
             start = time.perf_counter()
             model.train()
-            with _RANDOM, torch.random.fork_rng():
-                loss, right = _epoch(model, optimizer, batches, labels, recipe, epoch, bar.update)
+            try:
+                with _RANDOM, torch.random.fork_rng():
+                    loss, right = _epoch(model, optimizer, batches, labels, recipe, epoch, bar.update)
+            except torch.OutOfMemoryError as error:
+                told = f"batch_size {recipe.batch_size} does not fit into the memory of the {labels.device.type}"
+                raise RuntimeError(f"{told}: take a smaller one, or engine='loop' for local CNNs ({error}).") from error
             row = {"epoch": epoch + 1, "loss": loss, "train_accuracy": right, "rate": optimizer.param_groups[0]["lr"]}
             row |= {"seconds": time.perf_counter() - start}
             row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}

@@ -612,3 +612,15 @@ def test_another_default_device_changes_nothing(tiny):
         torch.set_default_device(None)
     assert p.device.type == "cpu"
     assert_same_state(other, usual)
+
+
+def test_a_batch_that_does_not_fit_is_told_in_a_sentence(tiny):
+    class Full(torch.nn.Conv2d):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    network = torch.nn.Sequential(Full(3, 4, 3))
+    with pytest.raises(
+        RuntimeError, match=r"batch_size 16 does not fit into the memory of the cpu: take a smaller one"
+    ):
+        ddlib.fit(network, tiny, ddlib.Recipe(batch_size=16, device="cpu"), progress=False)
