@@ -22,6 +22,7 @@ from nbconvert import HTMLExporter
 
 import ddlib
 from ddlib.__main__ import main as command
+from ddlib.engines import CORES
 from ddlib.study.parameters import read_yaml
 from ddlib.study.sweep import execute
 
@@ -37,7 +38,7 @@ SECONDS = {  # on one core; what has run says how much slower this machine is
 }
 TIMED = {"04_training_time": 30, "06_scaling": 50}  # alone, on all cores
 REPORT = 20
-JOBS = min(4, os.cpu_count() or 1)  # kernels at a time, within 4 GB
+JOBS = min(4, CORES)  # kernels at a time, within 4 GB
 
 
 def short(name: str) -> str:

@@ -5,12 +5,12 @@
 """
 
 import copy
-import timeit
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..engines import process_pool
 from ..images import ImageSet, memory_format
 from ..model import CNNDNN
 from ..training import Recipe, fit
+from .training_time import compare
 
 LARGE = 4_000_000  # bytes of a message whose latency does not matter
 
@@ -57,32 +58,33 @@ def latency_and_bandwidth(repeats: int = 50) -> tuple[float, float]:
     """Of messages between two processes of this machine, over gloo: seconds at least, and bytes a second (medians)."""
     with process_pool(2) as pool, TemporaryDirectory() as folder:
         store = (Path(folder) / "messages").as_uri()
-        (small, large), _ = pool.map(_exchange, range(2), [store] * 2, [repeats] * 2)
-    return small, LARGE / max(large - small, 1e-9)
+        taken, _ = pool.map(_exchange, range(2), [store] * 2, [repeats] * 2)
+    return taken[1], LARGE / max(taken[LARGE] - taken[1], 1e-9)
 
 
-def _exchange(rank: int, store: str, repeats: int) -> list[float]:
-    """Median seconds in which two ranks give one another one byte, and `LARGE`."""
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def _exchange(rank: int, store: str, repeats: int) -> dict[int, float]:
+    """Bytes, one and `LARGE` → the median seconds in which two ranks give one another so many."""
+    with _joined(rank, 2, store):
+        own = {size: torch.zeros(size, dtype=torch.uint8) for size in (1, LARGE)}
+        tasks = {size: partial(dist.all_gather, [torch.empty_like(x) for _ in range(2)], x) for size, x in own.items()}
+        return compare(tasks, repeats)
+
+
+@contextmanager
+def _joined(rank: int, ranks: int, store: str) -> Iterator[None]:
+    """This process as a rank of a group that meets in a file."""
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
     try:
-        taken = []
-        for size in (1, LARGE):
-            own = torch.zeros(size, dtype=torch.uint8)
-            both = [torch.empty_like(own) for _ in range(2)]
-            taken.append(median(timeit.repeat(lambda: dist.all_gather(both, own), number=1, repeat=repeats)))  # noqa: B023
-        return taken
+        yield
     finally:
         dist.destroy_process_group()
 
 
 def _both_ways(rank: int, ranks: int, store: str, model: CNNDNN, data: ImageSet, recipe: Recipe) -> dict[str, Any]:
     """Bytes and seconds of the second epoch, on one rank, which is a process of its own."""
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
-    try:
+    with _joined(rank, ranks, store):
         last = parallel.train_coherent(copy.deepcopy(model), data, recipe, progress=False).iloc[-1]
         return {"by subdomain": (last["sent"], last["seconds"]), "data-parallel": _data_parallel(model, data, recipe)}
-    finally:
-        dist.destroy_process_group()
 
 
 def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float, float]:

@@ -112,9 +112,8 @@ def cached(place: Path, root: Path, how: dict, paths: Sequence[Path], read_one: 
     try:
         with (
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-            progress_bar(f"reading {place.name}", len(paths), unit="file") as bar,
+            progress_bar(f"reading {place.name}", len(paths), read, unit="file") as bar,
         ):
-            bar.update(read)
             for start in range(read, len(paths), BLOCK):
                 for index, image in enumerate(pool.map(read_one, paths[start : start + BLOCK]), start):
                     images = files.room((len(paths), *image.shape), cache.parent) if images is None else images

@@ -286,8 +286,8 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
 def convergence(ax: Axes, history: "pd.DataFrame", results: "pd.DataFrame", by: str = "epoch") -> None:
     """Test (full line) and training accuracy (dashed) in % of whole models in training, by "epoch" or by "second".
 
-    Means of the seeds, in bands from lowest to highest.  By second, all have the median pace, since a machine's load is
-    no result; transfer starts after the trainings that it needs, as the CNN-DNN.
+    Test accuracy is the mean of the seeds, in a band from lowest to highest; training accuracy and seconds are medians,
+    since a machine's load is no result.  Transfer starts after the trainings that it needs, as the CNN-DNN.
 
     Args:
         history: stage, epoch, seconds, train_accuracy, test_accuracy, seed, with all stages of the records.

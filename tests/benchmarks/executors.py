@@ -28,7 +28,6 @@ from ddlib.cost.training_time import compare, machine, save
 from ddlib.study.sweep import dask_executor
 
 WORKERS = 2
-Engine = str | Executor
 
 
 class Counting(Executor):
@@ -65,7 +64,7 @@ def executors() -> Iterator[dict[str, tuple[Executor, Callable[[Any], bytes]]]]:
         yield found
 
 
-def train(engine: Engine, data: ImageSet, by_name: bool, per_task: int, width: int, epochs: int) -> LocalCNNs:
+def train(engine: str | Executor, data: ImageSet, by_name: bool, per_task: int, width: int, epochs: int) -> LocalCNNs:
     torch.manual_seed(0)
     dec = Decomposition.grid(data.image_shape, (2, 2))
     local = LocalCNNs("vgg9", dec, in_channels=data.channels, num_classes=data.num_classes, width=width)
@@ -89,20 +88,18 @@ def table(width: int, epochs: int) -> pd.DataFrame:
     torch.set_num_threads(threads)
     for engine in ("loop", "fused"):
         tasks[engine, "", ""] = partial(train, engine, by_name=False, per_task=1, **given)
+        rows.append([0, difference(tasks[engine, "", ""](), loop)])
     with executors() as found:
         for name, (executor, dumps) in found.items():
             for by_name, per_task in ((False, 1), (True, 1), (True, 2)):
-                counting, how = Counting(executor, dumps), {"by_name": by_name, "per_task": per_task, **given}
-                trained = train(counting, **how)
-                key = name, "by name" if by_name else "as tensors", per_task
-                rows.append([*key, max(counting.bytes), difference(trained, loop)])
-                tasks[key] = partial(train, executor, **how)
+                how = {"by_name": by_name, "per_task": per_task, **given}
+                trained = train(counting := Counting(executor, dumps), **how)
+                rows.append([max(counting.bytes), difference(trained, loop)])
+                tasks[name, "by name" if by_name else "as tensors", per_task] = partial(train, executor, **how)
         taken = compare(tasks)
-    columns = ["executor", "images", "per_task", "bytes a task", "difference to the loop"]
-    rows += [[engine, "", "", 0, 0.0 if engine == "loop" else float("nan")] for engine in ("loop", "fused")]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame["seconds"] = [taken[key] for key in zip(frame["executor"], frame["images"], frame["per_task"], strict=True)]
-    return frame.assign(ratio=frame["seconds"] / taken["loop", "", ""])
+    frame = pd.DataFrame(tasks.keys(), columns=["executor", "images", "per_task"])
+    frame[["bytes a task", "difference to the loop"]] = rows
+    return frame.assign(seconds=taken.values(), ratio=[t / taken["loop", "", ""] for t in taken.values()])
 
 
 def main() -> None:
