@@ -7,8 +7,9 @@ import copy
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -63,6 +64,7 @@ def train_local(
 
     Raises:
         ValueError: an unknown engine (the nearest is named), or a recipe that does not fit the data or the device.
+        RuntimeError: a worker of the executor died, or cannot import `ddlib` or the backbone.
     """
     if not isinstance(data, ImageSet | Split) and (len(data) != len(local) or len({*map(len, data)}) != 1):
         raise ValueError(f"{len(local)} local CNNs need as many splits of equal size, got {[len(s) for s in data]}.")
@@ -134,7 +136,7 @@ def _train_apart(
     parts = [local.cpu().part(indices) for indices in chosen]  # before any is trained: it would see the random state
     tasks, histories = [], []
     title = progress if isinstance(progress, str) else "local CNNs"
-    with progress_bar(title, len(parts), shown=bool(progress)) as bar:
+    with progress_bar(title, len(parts), shown=bool(progress)) as bar, _telling_of_workers():
         for indices, part in zip(chosen, parts, strict=True):
             own = data if isinstance(data, bytes) else _images(data, indices)
             path = checkpoint and f"{checkpoint}.{'-'.join(map(str, indices))}"
@@ -152,6 +154,16 @@ def _train_apart(
     if per_task == 1:
         joined["seconds_longest"] = max((history["seconds"] for history in histories), key=sum)
     return joined.reset_index()
+
+
+@contextmanager
+def _telling_of_workers() -> Iterator[None]:
+    """What a worker cannot read kills it (processes), or comes back as an error (Dask)."""
+    try:
+        yield
+    except (BrokenExecutor, ModuleNotFoundError) as error:
+        told = "a worker of the executor died, or cannot import ddlib or what the backbone needs"
+        raise RuntimeError(f"{told}: {error}") from error
 
 
 def _images(data: Images, indices: Sequence[int]) -> Split:

@@ -241,8 +241,8 @@ def _optimise(
                 with _RANDOM, torch.random.fork_rng():
                     loss, right = _epoch(model, optimizer, batches, labels, recipe, epoch, bar.update)
             except torch.OutOfMemoryError as error:
-                told = f"batch_size {recipe.batch_size} does not fit into the memory of the {labels.device.type}"
-                raise RuntimeError(f"{told}: take a smaller one, or engine='loop' for local CNNs ({error}).") from error
+                told = f"batch_size {recipe.batch_size} does not fit into the memory of {labels.device.type}"
+                raise RuntimeError(f"{told}: take a smaller one, or engine='loop' for local CNNs.") from error
             row = {"epoch": epoch + 1, "loss": loss, "train_accuracy": right, "rate": optimizer.param_groups[0]["lr"]}
             row |= {"seconds": time.perf_counter() - start}
             row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}

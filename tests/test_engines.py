@@ -153,6 +153,24 @@ def test_an_executor_gets_plain_tasks(tiny):
     assert checkpoint is None
 
 
+class Strangers(Executor):
+    """Workers without the package, as those of Dask tell it."""
+
+    def submit(self, *_):
+        future = Future()
+        future.set_exception(ModuleNotFoundError("No module named 'ddlib'"))
+        return future
+
+
+def test_workers_that_cannot_import_the_package_are_told_in_a_sentence(tiny):
+    local = local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3)
+    forbid = {"initializer": exec, "initargs": ("import sys; sys.modules['ddlib'] = None",)}
+    with ProcessPoolExecutor(1, get_context("spawn"), **forbid) as processes:  # a process dies of it
+        for executor in (processes, Strangers()):
+            with pytest.raises(RuntimeError, match="a worker of the executor died, or cannot import ddlib"):
+                trained(local, tiny, PLAIN, executor)
+
+
 def test_a_data_set_from_another_folder_is_loaded_from_there(tmp_path):
     """Its source tells a worker where the files are."""
     assert ddlib.load_dataset("digits", root=tmp_path).source.args == ("digits", str(tmp_path))

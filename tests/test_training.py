@@ -620,7 +620,5 @@ def test_a_batch_that_does_not_fit_is_told_in_a_sentence(tiny):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     network = torch.nn.Sequential(Full(3, 4, 3))
-    with pytest.raises(
-        RuntimeError, match=r"batch_size 16 does not fit into the memory of the cpu: take a smaller one"
-    ):
+    with pytest.raises(RuntimeError, match=r"batch_size 16 does not fit into the memory of cpu: take a smaller one"):
         ddlib.fit(network, tiny, ddlib.Recipe(batch_size=16, device="cpu"), progress=False)
