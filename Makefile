@@ -25,7 +25,7 @@ reproduce: $(READY)  ## train the quick profile, write tables and figures to a f
 
 test: $(READY)  ## ruff, pytest, and nbval on every notebook; two workers with a thread each
 	$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbval notebooks
 
 lab: $(READY)  ## open JupyterLab on the notebooks

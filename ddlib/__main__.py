@@ -6,7 +6,6 @@ Exit codes: 0 all went well, 1 something failed or disagrees, 2 the command cann
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,9 +30,11 @@ def datasets(action: str, name: str | None) -> None:
     if name:
         print(sets.fetch(name))
         return
-    for name, row in sets.table().iterrows():
-        print(f"{name}: {row.pop('present') or 'missing'}")
-        print("".join(f"  {what}: {text}\n" for what, text in row.items() if text), end="")
+    for name, entry in sets.DATASETS.items():
+        print(f"{name}: {sets.present(name) or 'missing' if entry.places else 'not needed'}")
+        print(*(f"  {what}: {getattr(entry, what)}" for what in ("about", "source", "licence", "layout")), sep="\n")
+        print(*(f"  checksum: {remote.checksum}\n" for remote in entry.places.values() if remote), sep="", end="")
+        print(f"  fetch: python -m ddlib datasets fetch {name}\n" if entry.places else "", end="")
 
 
 @commands.command()
@@ -123,12 +124,10 @@ def compare(folder: str, reference: str, tolerance: float) -> int:
 @commands.command()
 def doctor() -> int:
     """Versions, device, data, and what is wrong, for a bug report: ddlib doctor"""
+    from .cost.training_time import machine
     from .data.sets import data_folder
-    from .devices import choose_device, choose_precision
-    from .study.records import provenance
 
-    device, folder = choose_device(), data_folder()
-    facts = {"system": platform.platform(), **provenance(device.type, choose_precision("auto", device), time.time())}
+    folder, facts = data_folder(), {"system": platform.platform(), **machine()}
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     facts["data folder"] = f"{folder}{'' if there == folder else ' (not there yet)'}"
     print(*(f"{name}: {fact}" for name, fact in facts.items()), sep="\n")

@@ -71,21 +71,23 @@ class Backbone(nn.Module):
 
     def single(self, group: int) -> "Backbone":
         """Group `group` as a plain, stand-alone network with its own copy of the weights."""
+        net = self.fresh(self.width)
+        net.load_state_dict({key: self._slice(value, group) for key, value in self.state_dict().items()})
+        return net
+
+    def fresh(self, width: int) -> "Backbone":
+        """One network of this kind, of another width perhaps, with new weights; torch's random state stays."""
         with torch.random.fork_rng(devices=[]):
-            net = type(self)(self.in_channels, self.num_classes, self.width, self.dims, 1)
-        state = {key: self._slice(value, group).clone() for key, value in self.state_dict().items()}
-        first = next(iter(state.values()))
-        net.to(device=first.device, dtype=first.dtype).load_state_dict(state)
-        return net.train(self.training)
+            net = type(self)(self.in_channels, self.num_classes, width, self.dims, 1)
+        like = next(self.parameters())
+        return net.to(like.device, like.dtype).train(self.training)
 
     def load_single(self, group: int, net: nn.Module) -> None:
         """Put the weights of a stand-alone network back into group `group`."""
-        given = net.state_dict()
-        own = self.state_dict()
+        given, own = net.state_dict(), {key: self._slice(value, group) for key, value in self.state_dict().items()}
         if given.keys() != own.keys():
             raise ValueError(f"a {type(net).__name__} does not fit into a {type(self).__name__}.")
-        for key, value in own.items():
-            part = self._slice(value, group)
+        for key, part in own.items():
             if part.shape != given[key].shape:
                 raise ValueError(f"{key} has shape {tuple(given[key].shape)}, group {group} needs {tuple(part.shape)}.")
             part.copy_(given[key])

@@ -46,14 +46,14 @@ def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
     else:
         count = checks.whole(f"the number of parts of {network.width} channels", parts, 1, network.width)
         widths = [network.width // count + (p < network.width % count) for p in range(count)]
-    subs = [_resized(network, width) for width in widths]
+    subs = [network.fresh(width) for width in widths]
     for name, whole, pieces, blocks in _matched(network, subs):
         for piece, block in zip(pieces, blocks, strict=True):
             piece.copy_(whole[block] * len(subs) if name == "head.weight" else whole[block])
     return subs
 
 
-def compose(subs: Sequence[Backbone] | LocalCNNs, noise: float = 0.0) -> Backbone:
+def compose(subs: Sequence[Backbone] | LocalCNNs) -> Backbone:
     """The global network of sub-networks side by side, whose logits are the average of theirs (P3).
 
     Kernels are block diagonal; batch norms (statistics too) and what reads the image are concatenated; so are the
@@ -64,22 +64,19 @@ def compose(subs: Sequence[Backbone] | LocalCNNs, noise: float = 0.0) -> Backbon
 
     Args:
         subs: sub-networks of one kind, of any widths; or the `LocalCNNs` in which they were trained.
-        noise: the blocks between sub-networks start at so many times a random initialisation of the global network
-            (from torch's global random state), each layer in its own scale; 0 leaves them zero (ours).
 
     Raises:
         ValueError: sub-networks that differ in more than width and weights; a layer (named) that cannot be split.
     """
     subs = [subs.subnet(i) for i in range(len(subs))] if isinstance(subs, LocalCNNs) else list(subs)
-    checks.real("noise", noise, 0)
     _check(subs)
-    network = _resized(subs[0], sum(sub.width for sub in subs), drawn=noise > 0)
+    network = subs[0].fresh(sum(sub.width for sub in subs))
     for name, whole, pieces, blocks in _matched(network, subs):
         if pieces[0].shape == whole.shape:  # the classifier's bias, counters of batches: their mean
             apart = sum(piece - pieces[0] for piece in pieces) / len(subs)  # 0, without rounding, where all are equal
             whole.copy_(pieces[0] + apart.to(whole.dtype))
             continue
-        whole.mul_(noise) if noise else whole.zero_()
+        whole.zero_()
         for piece, block in zip(pieces, blocks, strict=True):
             whole[block] = piece / len(subs) if name == "head.weight" else piece
     return network
@@ -189,17 +186,6 @@ def _matched(network: Backbone, subs: Sequence[Backbone]) -> Iterator[tuple[str,
 def _structure(network: nn.Module) -> set[tuple[str, ...]]:
     """Layers and their switches: whether a block of MobileNetV2 has a shortcut, say, which depends on its width."""
     return {(n, *(k for k, v in vars(m).items() if v is True and k != "training")) for n, m in network.named_modules()}
-
-
-def _resized(network: Backbone, width: int, drawn: bool = False) -> Backbone:
-    """Another network of that kind with new weights; `drawn` from torch's global random state, or leaving it alone."""
-    with torch.random.fork_rng(devices=[], enabled=not drawn):
-        return _like(network, type(network)(network.in_channels, network.num_classes, width, network.dims, 1))
-
-
-def _like(network: nn.Module, other: nn.Module) -> nn.Module:
-    place = next(network.parameters())
-    return other.to(place.device, place.dtype).train(network.training)
 
 
 def _check(networks: Sequence[nn.Module]) -> None:

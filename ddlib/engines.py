@@ -7,9 +7,8 @@ import copy
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -136,13 +135,17 @@ def _train_apart(
     parts = [local.cpu().part(indices) for indices in chosen]  # before any is trained: it would see the random state
     tasks, histories = [], []
     title = progress if isinstance(progress, str) else "local CNNs"
-    with progress_bar(title, len(parts), shown=bool(progress)) as bar, _telling_of_workers():
-        for indices, part in zip(chosen, parts, strict=True):
-            own = data if isinstance(data, bytes) else _images(data, indices)
-            path = checkpoint and f"{checkpoint}.{'-'.join(map(str, indices))}"
-            tasks.append(executor.submit(train_part, part, own, recipe, path, PROCESS))
-            tasks[-1].add_done_callback(lambda _: bar.update())
-        results = [task.result() for task in tasks]
+    with progress_bar(title, len(parts), shown=bool(progress)) as bar:
+        try:
+            for indices, part in zip(chosen, parts, strict=True):
+                own = data if isinstance(data, bytes) else _images(data, indices)
+                path = checkpoint and f"{checkpoint}.{'-'.join(map(str, indices))}"
+                tasks.append(executor.submit(train_part, part, own, recipe, path, PROCESS))
+                tasks[-1].add_done_callback(lambda _: bar.update())
+            results = [task.result() for task in tasks]
+        except (BrokenExecutor, ModuleNotFoundError) as error:  # a process dies of what it cannot read; Dask tells it
+            told = "a worker of the executor died, or cannot import ddlib or what the backbone needs"
+            raise RuntimeError(f"{told}: {error}") from error
     for indices, part, (state, rows) in zip(chosen, parts, results, strict=True):
         part.load_state_dict(state)
         local.load_part(indices, part)
@@ -154,16 +157,6 @@ def _train_apart(
     if per_task == 1:
         joined["seconds_longest"] = max((history["seconds"] for history in histories), key=sum)
     return joined.reset_index()
-
-
-@contextmanager
-def _telling_of_workers() -> Iterator[None]:
-    """What a worker cannot read kills it (processes), or comes back as an error (Dask)."""
-    try:
-        yield
-    except (BrokenExecutor, ModuleNotFoundError) as error:
-        told = "a worker of the executor died, or cannot import ddlib or what the backbone needs"
-        raise RuntimeError(f"{told}: {error}") from error
 
 
 def _images(data: Images, indices: Sequence[int]) -> Split:

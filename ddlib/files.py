@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
@@ -112,19 +111,10 @@ def save_tensors(path: str | Path, content: dict[str, Any]) -> Path:
     """`torch.save`, atomically; straight to the disk, so that tensors are not held twice."""
 
     def write(file: BinaryIO) -> None:
-        failed: list[OSError] = []  # PyTorch does not tell what went wrong on the disk
-
-        def piece(data: bytes) -> int:
-            try:
-                return file.write(data)
-            except OSError as error:
-                failed.append(error)
-                raise
-
         try:
-            torch.save(content, SimpleNamespace(write=piece, flush=file.flush))
-        except RuntimeError as error:
-            raise (failed or [error])[0] from None
+            torch.save(content, file)
+        except RuntimeError as error:  # PyTorch does not tell what went wrong on the disk
+            raise error.__context__ or error from None
 
     return write_atomically(path, write)
 

@@ -1,5 +1,6 @@
 """The N local CNNs as one module."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -76,11 +77,7 @@ class LocalCNNs(nn.Module):
     def subnet(self, index: int) -> nn.Module:
         """Local CNN `index` as a plain, stand-alone module on its window, with its own copy of the weights."""
         network, group = self._place(index)
-        if isinstance(network, Backbone):
-            return network.single(group)
-        with torch.random.fork_rng(devices=[]):
-            fresh = self._build(1)
-        return self._copy_into(fresh, network)
+        return network.single(group) if isinstance(network, Backbone) else copy.deepcopy(network)
 
     def load_subnet(self, index: int, module: nn.Module) -> None:
         """Put the weights of a stand-alone module back as local CNN `index`."""
@@ -88,7 +85,7 @@ class LocalCNNs(nn.Module):
         if isinstance(network, Backbone):
             network.load_single(group, module)
         else:
-            self._copy_into(network, module)
+            network.load_state_dict(module.state_dict())
 
     def part(self, indices: Sequence[int]) -> "LocalCNNs":
         """The local CNNs `indices` alone, on whole images, with their own copies of the weights.
@@ -126,12 +123,6 @@ class LocalCNNs(nn.Module):
     def _order(self) -> list[int]:
         flat = [i for family in self.families for i in family]
         return [flat.index(i) for i in range(len(flat))]
-
-    @staticmethod
-    def _copy_into(target: nn.Module, source: nn.Module) -> nn.Module:
-        first = next(source.parameters())
-        target.to(device=first.device, dtype=first.dtype).load_state_dict(source.state_dict())
-        return target.train(source.training)
 
 
 def softmax(logits: Tensor) -> Tensor:

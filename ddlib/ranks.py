@@ -128,8 +128,6 @@ class Share(nn.Module):
 
         Through `all_gather` with autograd every rank would add its own copy of the loss to local gradients.
         """
-        if count() == 1:
-            return own
         most = max(map(len, self.shares))
         padded = own.new_zeros(len(own), most, own.shape[2])
         padded[:, : own.shape[1]] = own.detach()
@@ -215,11 +213,11 @@ def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
 
 def _gathered(own: Any, to_first: bool = False) -> list[Any]:
     """What each rank hands in, on all ranks or on the first alone."""
-    found: list[Any] = [own] if count() == 1 else [None] * count()
+    found: list[Any] = [None] * count()
     with _lost_ranks_are_named():
-        if count() > 1 and to_first:
+        if to_first:
             dist.gather_object(own, found if rank() == 0 else None)
-        elif count() > 1:
+        else:
             dist.all_gather_object(found, own)
     return found
 

@@ -72,9 +72,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, low, high in (("epochs", 1, None), ("batch_size", 2, None), ("seed", 0, 2**31 - 1)):
             object.__setattr__(self, name, checks.whole(name, getattr(self, name), low, high))
-        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        named = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "device": DEVICES}
+        for name, allowed in named.items():
             checks.one_of(name, getattr(self, name), allowed)
-        checks.one_of("device", self.device, DEVICES)
         checks.real("rate", self.rate, 0, open_low=True)
         checks.real("momentum", self.momentum, 0, 1)
         checks.real("weight_decay", self.weight_decay, 0)

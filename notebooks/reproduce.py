@@ -1,4 +1,4 @@
-"""The quick profile of all notebooks, held against the committed tables, and one page to look at.
+"""The quick profile of all notebooks, which is what their defaults are, held against the committed tables, and one page to look at.
 
     python notebooks/reproduce.py runs/again
 
@@ -23,7 +23,6 @@ from nbconvert import HTMLExporter
 import ddlib
 from ddlib.__main__ import main as command
 from ddlib.engines import CORES
-from ddlib.study.parameters import read_yaml
 from ddlib.study.sweep import execute
 
 HERE = Path(__file__).resolve().parent
@@ -39,12 +38,6 @@ SECONDS = {  # on one core; what has run says how much slower this machine is
 TIMED = {"04_training_time": 30, "06_scaling": 50}  # alone, on all cores
 REPORT = 20
 JOBS = min(4, CORES)  # kernels at a time, within 4 GB
-
-
-def short(name: str) -> str:
-    """The params file of a notebook: 03_transfer_learning → transfer."""
-    number, _, title = name.partition("_")
-    return title if number in ("00", "01", "04", "06", "09") else title.partition("_")[0]
 
 
 def run(folder: Path) -> bool:
@@ -64,9 +57,8 @@ def run(folder: Path) -> bool:
         pace = (time.monotonic() - start) / behind if behind > 30 else 1.0
         place = f"[{next(begun)}/{len(SECONDS | TIMED)}]"
         print(f"{place} {name:25} about {minutes(pace * ahead())} left in all", flush=True)
-        _, given = read_yaml(HERE / "params" / f"{short(name)}_digits.yaml")
         executed = folder / f"{name}.ipynb"
-        reason = execute(HERE / f"{name}.ipynb", executed, {**given, "output": str(folder.resolve())})
+        reason = execute(HERE / f"{name}.ipynb", executed, {"output": str(folder.resolve())})
         done.add(name)
         return reason and f"{name} failed: {reason}\nwhere it stopped: {executed}"
 

@@ -270,26 +270,6 @@ def test_the_blocks_between_subnetworks_learn(kind, dims):
         assert whole.state_dict()[name][between].abs().max() > 0, name
 
 
-@every_kind
-def test_noise_is_a_share_of_each_layers_own_initialisation(kind, dims):
-    subs, widths = family(kind, dims, [4, 4], dtype=torch.float32), [4, 4]
-    torch.manual_seed(3)
-    fresh = BACKBONES[kind](2, 3, 8, dims).state_dict()
-    torch.manual_seed(3)
-    noisy, still = compose(subs, noise=0.1), compose(subs)
-    for name in kernels(noisy):
-        value = noisy.state_dict()[name]
-        between = off_diagonal(value, widths)
-        assert 0.07 < value[between].std() / fresh[name].std() < 0.13, name
-        assert torch.equal(value[~between], still.state_dict()[name][~between])
-    torch.manual_seed(3)
-    assert_same_state(compose(subs, noise=0.1), noisy)
-    other = compose(subs, noise=0.1)  # the random state has moved on
-    assert all(not torch.equal(other.state_dict()[name], noisy.state_dict()[name]) for name in kernels(noisy))
-    for one, other in zip(split(noisy, 2), split(still, 2), strict=True):
-        assert_same_state(one, other)
-
-
 # ── bounds ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -492,7 +472,6 @@ BAD = {
     "a width of zero": (lambda: split(net(), [4, 0]), "width must be a whole number ≥ 1, got 0"),
     "text": (lambda: split(net(), "22"), "width must be a whole number ≥ 1, got '2'"),
     "none": (lambda: compose([]), "agree in kind, got none"),
-    "noise": (lambda: compose([net(), net()], noise=-1), "noise must be .* at least 0, got -1"),
     "kinds": (lambda: compose([net(), net("resnet20")]), "kind, got VGG9, ResNet20"),
     "depths": (lambda: compose([net("resnet20"), net("resnet32")]), "kind, got ResNet20, ResNet32"),
     "depths of one kind": (lambda: compose([Deeper(3, 4, 2), Deeper(3, 4, 3)]), "layer 'features.[23]'"),

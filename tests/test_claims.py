@@ -233,7 +233,7 @@ def test_of_equal_strategies_at_most_one_in_twenty_is_told_apart(noise):
 def test_the_summary_counts_the_rows_of_each_comparison():
     found = [record_of({"cnn-dnn": 0.8, "average": 0.6, "global": 0.95}, seed) for seed in range(3)]
     found += [record_of({"cnn-dnn": 0.8, "average": 0.6}, grid="4x4")]
-    times = report.training_times(TIMES)
+    times = pd.read_csv(resolve(TIMES))
     table = claims.summary(claims.judge(found), times).set_index(["claim", "b", "training"])[claims.VERDICTS]
     assert table.loc[("C1", "average", "E : E")].tolist() == [1, 0, 1]
     assert table.loc[("C5", "global", "E : E")].tolist() == [0, 1, 0]

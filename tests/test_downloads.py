@@ -421,18 +421,6 @@ def test_what_is_not_fetched():
         datasets.present("mosmad")
 
 
-def test_table(tmp_path):
-    (tmp_path / "MosMedData").mkdir()
-    table = datasets.table(tmp_path)
-    assert list(table.index) == list(datasets.DATASETS)
-    assert table.loc["mosmed", "present"] == str(tmp_path / "MosMedData")
-    assert table.loc["faces", "present"] == ""
-    assert table.loc["faces", "fetch"] == "python -m ddlib datasets fetch faces"
-    assert table.loc["digits", "fetch"] == "not needed"
-    assert table.loc["tf_flowers", "checksum"] == "md5:6f87fb78e9cc9ab41eff2015b380011d"
-    assert table[["about", "source", "licence", "layout"]].map(bool).all(axis=None)
-
-
 def test_published_checksums():
     from torchvision.datasets import CIFAR10
 

@@ -43,13 +43,19 @@ def test_compare_needs_records_on_both_sides(tmp_path, capsys):
 
 
 def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys, monkeypatch):
+    (tmp_path / "MosMedData").mkdir()
     monkeypatch.setenv("DDLIB_DATA", str(tmp_path))
     assert main(["datasets"]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n{name}: " in f"\n{printed}" for name in DATASETS)
     assert "cifar10: missing" in printed
     assert "digits: not needed" in printed
+    assert f"mosmed: {tmp_path / 'MosMedData'}" in printed
     assert "python -m ddlib datasets fetch tf_flowers" in printed
+    assert "python -m ddlib datasets fetch digits" not in printed
+    assert "checksum: md5:6f87fb78e9cc9ab41eff2015b380011d" in printed
+    for what in ("about", "source", "licence", "layout"):
+        assert printed.count(f"\n  {what}: ") == len(DATASETS)
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,7 @@ def read(
 
 def _picked(images: Tensor, side: Tensor, folder: Path) -> Tensor:
     """The images of one side of the split, where there is room for them."""
-    found = files.room((len(side), *images.shape[1:]), folder)
-    for indices, part in zip(side.split(BLOCK), found.split(BLOCK), strict=True):
-        torch.index_select(images, 0, indices, out=part)
-    return found
+    return torch.index_select(images, 0, side, out=files.room((len(side), *images.shape[1:]), folder))
 
 
 def cached(place: Path, root: Path, how: dict, paths: Sequence[Path], read_one: Callable[[Path], Tensor]) -> Tensor:

@@ -8,8 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -17,9 +16,6 @@ from .. import checks
 from ..images import ImageSet, Window, image_set
 from . import folders, readers
 from .fetch import Remote, bring
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PAIR = r"""(?:^|\s)(\w+)=("[^"]*"|'[^']*'|.*?)(?=\s+\w+=|\s*$)"""  # an option and its value, which may have spaces
 
@@ -153,7 +149,7 @@ def _checked(option: str, value: Any, usual: Any, axes: int) -> Any:
 
 
 def _text(option: str, value: Any) -> str | None:
-    if not isinstance(value, (str, os.PathLike, NoneType)):
+    if not isinstance(value, str | os.PathLike | None):
         raise ValueError(f"{option} must be text, got {value!r}.")
     try:
         re.compile(value if option == "patient" and value else "")
@@ -195,15 +191,3 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
             f"{name} is not at {folder / next(iter(entry.places))}: {error} Its source: {entry.source}; its layout: "
             f"{entry.layout}. The environment variable DDLIB_DATA can name the folder that holds it."
         ) from error
-
-
-def table(root: str | Path | None = None) -> "pd.DataFrame":
-    """A row a registered set: about, source, licence, checksum, layout, present (where), fetch (the command)."""
-    import pandas as pd
-
-    frame = pd.DataFrame({name: vars(entry) for name, entry in DATASETS.items()}).T.rename_axis("name")
-    frame["checksum"] = [", ".join(r.checksum for r in places.values() if r) for places in frame["places"]]
-    frame["present"] = [str(present(name, root) or "") for name in frame.index]
-    frame["fetch"] = [f"python -m ddlib datasets fetch {name}" for name in frame.index]
-    frame.loc[~frame["places"].astype(bool), ["present", "fetch"]] = "not needed"
-    return frame[["about", "source", "licence", "checksum", "layout", "present", "fetch"]]

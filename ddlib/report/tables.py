@@ -209,25 +209,6 @@ def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
     return ordered[ordered["test_accuracy"].gt(best.shift(fill_value=-1))]
 
 
-def training_times(path: str | Path) -> "pd.DataFrame":
-    """The training-time table of 04_training_time, for `costs`; a relative path lies below the project's root.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a column that lacks.
-    """
-    import pandas as pd
-
-    file = resolve(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}.")
-    times = pd.read_csv(file)
-    missing = [name for name in (*TIMED, "longest local", "fused") if name not in times]
-    if missing:
-        raise ValueError(f"{file} has no column {', '.join(missing)}: make it anew with 04_training_time.")
-    return times
-
-
 def _images(record: Record) -> tuple[Any, ...]:
     """What settles the size of the images; early records do not have it, but others of the same images may."""
     return record.parameters["dataset"], record.parameters.get("options")

@@ -140,21 +140,22 @@ def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, f
         executor = ThreadPoolExecutor(checks.whole("jobs", jobs, 1))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # of the kernels
     tasks: dict[Future, int] = {}
-    try:
-        for index in frame.index if force else frame.index[frame["reason"] == "new"]:
-            point = plan[index]
-            given = {**point.parameters, "reuse": not force}
-            tasks[executor.submit(run_point, str(point.notebook), str(point.output), point.name, given)] = index
-        with progress_bar("points", len(tasks), leave=True) as bar:
+    chosen = frame.index if force else frame.index[frame["reason"] == "new"]
+    with progress_bar("points", len(chosen), leave=True) as bar:  # before `execute` switches bars off
+        try:
+            for index in chosen:
+                point = plan[index]
+                given = {**point.parameters, "reuse": not force}
+                tasks[executor.submit(run_point, str(point.notebook), str(point.output), point.name, given)] = index
             for task in as_completed(tasks):
                 error, index = task.exception(), tasks[task]
                 reason = f"{type(error).__name__}: {error}" if error else task.result()
                 frame.loc[index, ["result", "reason"]] = ["failed" if reason else "done", reason]
                 bar.set_postfix_str(" ".join(frame.loc[index, ["point", "result"]]), refresh=False)
                 bar.update()
-    finally:
-        for task in tasks:  # where Ctrl-C has left some; those that run go on until the process ends
-            task.cancel()
+        finally:
+            for task in tasks:  # where Ctrl-C has left some; those that run go on until the process ends
+                task.cancel()
     return frame
 
 
