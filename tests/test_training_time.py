@@ -1,6 +1,7 @@
 """What the training-time table counts, what it times, and what it refuses; a timing itself is no test."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -42,6 +43,15 @@ def test_the_table_follows_from_what_was_timed():
     assert times["one-machine speed-up"] == pytest.approx(times["global"] / times["fused"])
     assert times["N"] == 4
     assert times["dense network"] > 0
+
+
+def test_as_many_processes_as_local_cnns_train_them_and_leave_the_threads_alone():
+    threads = torch.get_num_threads()
+    row = bench.with_processes(replace(SMALL, parts=(1, 2)), repeats=1).iloc[0]
+    assert row["N"] == 2
+    assert row["speed-up, longest"] == pytest.approx(row["global"] / row["longest local"])
+    assert row["speed-up, processes"] == pytest.approx(row["global"] / row["N processes"])
+    assert torch.get_num_threads() == threads
 
 
 def test_the_median_leaves_out_the_warm_up_and_tasks_take_turns():

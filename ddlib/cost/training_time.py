@@ -23,7 +23,7 @@ from ..aggregation import DenseAggregator
 from ..backbones import BACKBONES, GroupedLinear, build
 from ..decomposition import Decomposition
 from ..devices import choose_device, choose_precision
-from ..engines import train_local
+from ..engines import process_pool, train_local
 from ..files import write_atomically
 from ..images import Split
 from ..local import LocalCNNs
@@ -166,6 +166,29 @@ def _row(s: Setting, repeats: int) -> dict[str, Any]:
         "operations, global / local": whole * len(s.decomposition) / together,
         "operations, global / all": whole / together,
     }
+
+
+def with_processes(s: Setting, repeats: int = 3) -> pd.DataFrame:
+    """Is the longest local CNN, timed alone, what N workers take?  N processes of this machine, a thread for each.
+
+    Returns:
+        A row: seconds for 1,000 images of the global CNN, of the longest local CNN and of all on N processes, sending
+        and starting of tasks included; and the speed-up with either.
+    """
+    tasks, threads = epochs(s), torch.get_num_threads()
+    tasks = {name: task for name, task in tasks.items() if name.startswith(("global", "local"))}
+    torch.set_num_threads(1)
+    try:
+        with process_pool(len(s.decomposition)) as pool:
+            tasks["processes"] = partial(train_local, s.local(), s.data(), s.recipe(), engine=pool, progress=False)
+            taken = {name: 1000 / s.images * seconds for name, seconds in compare(tasks, repeats).items()}
+    finally:
+        torch.set_num_threads(threads)
+    whole, together = taken.pop("global"), taken.pop("processes")
+    longest, images = max(taken.values()), "×".join(map(str, s.shape))
+    row = {"images": images, "N": len(s.decomposition), "global": whole, "longest local": longest}
+    row |= {"N processes": together, "speed-up, longest": whole / longest, "speed-up, processes": whole / together}
+    return pd.DataFrame([row])
 
 
 def machine() -> dict[str, Any]:
