@@ -1,4 +1,4 @@
-"""The quick profile of all notebooks, which is what their defaults are, held against the committed tables, and one page to look at.
+"""The quick profile of all notebooks, their defaults, held against the committed tables, and one page to look at.
 
     python notebooks/reproduce.py runs/again
 

@@ -54,8 +54,7 @@ def test_links_to_headings_lead_to_one(page: Path):
 
 
 def test_the_readme_is_read_in_five_minutes():
-    words = [word for word in README.split() if re.search(r"\w", word)]  # not the bars of tables
-    assert len(words) <= 1300
+    assert len(README.split()) <= 1500
     assert len(README.partition("\n| ")[0].split()) <= 120, "first table"
     assert len(README.partition("\nmake ")[0].split()) <= 200, "first command"
     code = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
@@ -203,7 +202,7 @@ def test_the_verdicts_are_those_of_the_report():
 
 
 def test_the_readme_counts_the_same_verdicts():
-    told = re.findall(r"^\| \[?(C\d)(?:\]\(\S+\))? \| .*\| (.*) \| (\d+) \| (\d+) \| (\d+) \| (.*) \|$", README, re.M)
+    told = re.findall(r"^\| \[?(C\d)(?:\]\(\S+\))? \| (.*) \| (\d+) \| (\d+) \| (\d+) \| (.*) \|$", README, re.M)
     known = re.findall(r"^\| (C\d) \| (.*) \| .* \| (\d+) / (\d+) / (\d+) \|$", VERDICTS, re.M)
     assert [(claim, *counts) for claim, _, *counts, _ in told] == [(claim, *counts) for claim, _, *counts in known]
     for claim, *_, when in told:  # its numbers are those of verdicts.md, which are held to the tables

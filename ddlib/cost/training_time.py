@@ -144,8 +144,13 @@ def training_time(settings: Iterable[Setting], repeats: int = 3) -> pd.DataFrame
     return pd.DataFrame([_row(s, repeats) for s in settings])
 
 
+def _seconds(s: Setting, tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Of each task, for 1,000 images."""
+    return {name: 1000 / s.images * seconds for name, seconds in compare(tasks, repeats).items()}
+
+
 def _row(s: Setting, repeats: int) -> dict[str, Any]:
-    taken = {name: 1000 / s.images * seconds for name, seconds in compare(epochs(s), repeats).items()}
+    taken = _seconds(s, epochs(s), repeats)
     families = s.decomposition.families()
     single = [taken[f"local {k}"] for k in range(len(families))]
     whole, together = (operations(network, s.channels, *s.shape) for network in (s.network(), s.local()))
@@ -176,12 +181,11 @@ def with_processes(s: Setting, repeats: int = 3) -> pd.DataFrame:
         and starting of tasks included; and the speed-up with either.
     """
     tasks, threads = epochs(s), torch.get_num_threads()
-    tasks = {name: task for name, task in tasks.items() if name.startswith(("global", "local"))}
+    timed = {name: task for name, task in tasks.items() if name.startswith(("global", "local"))}
     torch.set_num_threads(1)
     try:
         with process_pool(len(s.decomposition)) as pool:
-            tasks["processes"] = partial(train_local, s.local(), s.data(), s.recipe(), engine=pool, progress=False)
-            taken = {name: 1000 / s.images * seconds for name, seconds in compare(tasks, repeats).items()}
+            taken = _seconds(s, timed | {"processes": partial(tasks["fused"], engine=pool)}, repeats)
     finally:
         torch.set_num_threads(threads)
     whole, together = taken.pop("global"), taken.pop("processes")
