@@ -56,7 +56,8 @@ def run(folder: Path) -> bool:
         behind = whole - ahead()
         pace = (time.monotonic() - start) / behind if behind > 30 else 1.0
         place = f"[{next(begun)}/{len(SECONDS | TIMED)}]"
-        print(f"{place} {name:25} about {minutes(pace * ahead())} left in all", flush=True)
+        line = f"{place} {name:25} about {minutes(pace * ahead())} left in all\n"
+        print(line, end="", flush=True)  # in one piece, since others print beside it
         executed = folder / f"{name}.ipynb"
         reason = execute(HERE / f"{name}.ipynb", executed, {"output": str(folder.resolve())})
         done.add(name)
