@@ -179,7 +179,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1], from its histogram: exact, and in little memory."""
     level = torch.arange(256, dtype=torch.float64) / 255
     weight = torch.zeros(images.shape[1], 256, dtype=torch.float64)  # whole numbers: blocks add up exactly
-    for block in images.split(1024):
+    for block in images.split(64):
         weight += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in block.unbind(1)])
     weight /= weight.sum(1, keepdim=True)
     mean = weight @ level
