@@ -14,13 +14,13 @@ settings.register_profile("ddlib", deadline=None, derandomize=True, max_examples
 settings.load_profile("ddlib")
 
 
-SLOW = ("nothing_lost", "sweep", "cluster", "notebooks", "browser", "ranks")  # test files, the slowest first
+SLOW = ("nothing_lost", "sweep", "cluster", "browser", "ranks")  # test files, the slowest first
 
 
 def pytest_collection_modifyitems(items):
-    """The slow files first, so that two workers end together."""
+    """The slow files first, then the notebooks of nbval, so that two workers end together."""
     slow = {f"test_{name}": place for place, name in enumerate(SLOW)}
-    items.sort(key=lambda item: slow.get(item.path.stem, len(slow)))
+    items.sort(key=lambda item: slow.get(item.path.stem, len(slow) + (item.path.suffix == ".py")))
 
 
 # ── tests on real data: skipped without DDLIB_DATA; with it, to skip one is to fail ──

@@ -5,7 +5,6 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from ddlib.study.sweep import dask_executor
 distributed = pytest.importorskip("dask.distributed", reason="needs Dask: pip install 'ddlib[cluster]'")
 
 PAGE = (Path(__file__).parents[1] / "docs/cluster.md").read_text()
-RECIPE = Recipe(epochs=2, batch_size=700, precision="fp32", device="cpu")
+RECIPE = Recipe(epochs=12, batch_size=100, precision="fp32", device="cpu")
 
 
 def digits_cnns():
@@ -35,22 +34,11 @@ def cluster():
         yield cluster
 
 
-def test_dask_gives_the_weights_of_the_loop_bit_for_bit(cluster, one_thread):
-    data = ddlib.load_dataset("digits")
+def test_dask_gives_the_weights_of_the_loop_bit_for_bit_though_a_worker_is_killed(cluster, one_thread, tmp_path):
+    data = ddlib.load_dataset("digits").few(300)
     here, there = digits_cnns(), digits_cnns()
     history = train_local(here, data, RECIPE, engine="loop", progress=False)
-    with distributed.Client(cluster) as client, client.get_executor() as executor:
-        told = train_local(there, data, RECIPE, engine=executor)
-    assert_same_state(there, here)
     assert_other_state(here, digits_cnns())
-    assert told["loss"].tolist() == pytest.approx(history["loss"].tolist(), rel=1e-12)
-
-
-def test_a_killed_worker_changes_nothing(cluster, one_thread, tmp_path):
-    data = ddlib.load_dataset("digits")
-    here, there = digits_cnns(), digits_cnns()
-    longer = replace(RECIPE, epochs=12)
-    history = train_local(here, data, longer, engine="loop", progress=False)
     with distributed.Client(cluster) as client, client.get_executor(retries=2) as executor:
         processes = client.run(os.getpid)
         killed = []
@@ -64,7 +52,7 @@ def test_a_killed_worker_changes_nothing(cluster, one_thread, tmp_path):
 
         killer = threading.Thread(target=kill)
         killer.start()
-        told = train_local(there, data, longer, engine=executor, checkpoint=tmp_path / "local", progress=False)
+        told = train_local(there, data, RECIPE, engine=executor, checkpoint=tmp_path / "local", progress=False)
         killer.join()
         assert killed[0] in processes.values()
     assert_same_state(there, here)

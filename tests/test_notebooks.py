@@ -180,14 +180,6 @@ def test_parameters_are_set_by_p_y_and_f(tmp_path: Path):
     assert {name: names[name] for name in expected} == expected
 
 
-def test_nbval_on_two_workers_from_another_folder(tmp_path: Path):
-    command = [sys.executable, "-m", "pytest", "--nbval", "-n", "2", "--dist", "loadscope", "-q"]
-    command += ["-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(ROOT / "notebooks/01_decompositions.ipynb")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=QUIET)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert re.search(r"\d+ passed", done.stdout)
-
-
 def told_of(monkeypatch: pytest.MonkeyPatch, *cells: str) -> None:
     monkeypatch.setattr(nb, "_executed_cells", lambda: [f"{cell}\n" for cell in cells])
     with nb.checking("epochs", "width"):
