@@ -244,7 +244,7 @@ def _panel(ax: "Axes", rows: "pd.DataFrame") -> None:
         ax.set_xscale("symlog", linthresh=10)
         ticks = [tick for tick in (-80, -10, 0, 10, 30) if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
         ax.set_xticks(ticks, ticks)
-        ax.text(0.02, 0.005, "log beyond ±10", transform=ax.transAxes, fontsize=6)
+        ax.set_title("log beyond ±10", loc="right", fontsize=6)
     ax.tick_params(labelsize=7)
     ax.grid(True, axis="x", alpha=0.3)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), fontsize=6, handletextpad=0.1)
