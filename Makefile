@@ -9,6 +9,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# Byte code is compiled when a module is first imported; where PYTHONDONTWRITEBYTECODE is set, each process would do so anew.
+INSTALL := pip install --quiet --no-compile --disable-pip-version-check
+unexport PYTHONDONTWRITEBYTECODE
 RUN := runs/reproduce-$(shell date +%Y%m%d-%H%M%S)
 
 help:  ## list the commands
@@ -17,7 +20,7 @@ help:  ## list the commands
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test,data,cluster]'
+	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[test,data,cluster]'
 	touch $@
 
 reproduce: $(READY)  ## train the quick profile, write tables and figures to a fresh folder, compare with results/quick
@@ -31,7 +34,7 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md
 
 $(VENV)/.site: $(READY)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[site]'
+	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[site]'
 	touch $@
 
 site: $(VENV)/.site  ## the executed notebooks and results as web pages that need no network: site/html/index.html
@@ -51,7 +54,7 @@ lowest:  ## pytest with the lowest versions that pyproject.toml admits, in .venv
 	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		print(*[d.replace(">=", "==") for e in (p["dependencies"], *p["optional-dependencies"].values()) for d in e], sep="\n")' \
 		> .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[test,data,cluster]'
+	.venv-lowest/bin/python -m $(INSTALL) -c .venv-lowest/constraints.txt -e '.[test,data,cluster]'
 	.venv-lowest/bin/pytest
 
 clean:  ## delete caches and what 'make reproduce' wrote; the environment and results/ stay

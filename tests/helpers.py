@@ -1,6 +1,8 @@
 """What several test files need: small decompositions, a backbone of one's own, comparing weights."""
 
+import os
 import signal
+import time
 
 import numpy as np
 import torch
@@ -56,6 +58,20 @@ def assert_other_state(found: nn.Module, expected: nn.Module) -> None:
     """Every weight of two or more axes differs."""
     a, b = found.state_dict(), expected.state_dict()
     assert all(not torch.equal(a[key], b[key]) for key in a if a[key].ndim > 1 and not key.endswith("_extra_state"))
+
+
+# for a process that trains beside others
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "DDLIB_PROGRESS": "0"}
+
+
+def wait_for(condition, seconds=120):
+    """Until it holds; returns what it returned."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise TimeoutError(f"not within {seconds} seconds")
 
 
 def hears_interrupts() -> None:

@@ -1,6 +1,5 @@
 """The notebooks as papermill and nbval see them."""
 
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pandas as pd
 import papermill
 import pytest
 import yaml
+from helpers import ALONE
 
 import ddlib
 from ddlib.study import parameters as nb
@@ -19,7 +19,6 @@ from ddlib.study.records import ROW
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
-QUIET = {**os.environ, "DDLIB_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
 
 
 def named(path: Path) -> str:
@@ -98,7 +97,7 @@ def test_nbval_fails_when_a_committed_output_is_changed(tmp_path: Path):
     output["text"] = output["text"].replace(output["text"].strip()[0], "changed", 1)
     nbformat.write(whole, tmp_path / path.name)
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=QUIET)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ALONE)
     assert re.findall(r"^FAILED (\S+)::", done.stdout, re.M) == [path.name], done.stdout[-3000:]
 
 
@@ -157,7 +156,7 @@ def test_a_wrong_name_or_value_stops_a_notebook_in_its_check(path: Path, monkeyp
 
 def papermill_says(*arguments: str, folder: Path) -> str:
     command = [sys.executable, "-m", "papermill", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env=QUIET).stdout
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env=ALONE).stdout
 
 
 def test_papermill_lists_every_parameter_with_its_help(tmp_path: Path):

@@ -21,23 +21,13 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from helpers import ALONE, wait_for
 
 from ddlib import Experiment, files
 from ddlib.__main__ import main
 from ddlib.study import records, sweep
 
 POINT = {"dataset": "digits", "train_size": 256, "width": 8, "batch_size": 64, "dense_epochs": 2, "precision": "fp32"}
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "DDLIB_PROGRESS": "0"}
-
-
-def wait_for(condition, seconds=120):
-    """Until it holds; returns what it returned."""
-    for _ in range(int(seconds / 0.005)):
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise TimeoutError(f"not within {seconds} seconds")
 
 
 def epochs_done(folder: Path, stage: str) -> int:

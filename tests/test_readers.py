@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ALONE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -1043,6 +1044,6 @@ data = [ddlib.load_dataset("image_folder", root={str(tmp_path)!r}, path="photos"
 assert data[0].digest == data[1].digest
 print(own() - before)
 """
-    quiet = {**os.environ, "DDLIB_PROGRESS": "0", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    quiet = {**ALONE, "MALLOC_ARENA_MAX": "2"}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=quiet)
     assert float(done.stdout) < 64, done.stdout + done.stderr  # in memory it would be 128 and what reading takes

@@ -1,6 +1,5 @@
 """Sweeps: plans are checked before anything runs, points on record are skipped, a failure stops nothing else."""
 
-import os
 import re
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import hears_interrupts
+from helpers import ALONE, hears_interrupts, wait_for
 
 from ddlib.__main__ import main
 from ddlib.files import load_tensors
@@ -124,13 +123,9 @@ def test_a_kernel_whose_ports_were_taken_is_started_again(monkeypatch, tmp_path)
 def test_an_interrupted_sweep_ends_at_once_and_its_point_goes_on_to_the_same_record(tmp_path: Path, one_thread):
     path = plan_file(tmp_path, TINY.replace("epochs: 1", "epochs: 60", 1) + ", grids: [2x2], precision: fp32")
     command = [sys.executable, "-m", "ddlib", "sweep", str(path)]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alone, preexec_fn=hears_interrupts)
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ALONE, preexec_fn=hears_interrupts)
     checkpoints = tmp_path / "out" / "checkpoints"
-    for _ in range(2400):
-        if list(checkpoints.glob("local-*.pt")):
-            break
-        time.sleep(0.05)
+    wait_for(lambda: list(checkpoints.glob("local-*.pt")))
     started.send_signal(signal.SIGINT)
     _, told = started.communicate(timeout=30)
     assert started.returncode == 130
