@@ -112,6 +112,37 @@ def test_what_is_said_of_regimes_is_in_their_tables():
     assert f"and has {known['average']:.1f}." in VERDICTS
 
 
+def test_what_is_said_of_the_remedies_is_in_the_records():
+    frame = pd.concat(ddlib.gather(ROOT / "results" / folder) for folder in ("regimes", "150_epochs"))
+    frame = frame[frame["strategy"].isin(["average", "cnn-dnn"])].astype({"variant": str})
+    frame["way"] = [" ".join(re.findall(r"out_of_fold|log_probabilities|dense_epochs", v)) for v in frame["variant"]]
+    frame["images"] = frame["variant"].str.contains("train_size")
+    place = ["dataset", "grid", "overlap", "width", "epochs", "augment", "images"]
+    means = 100 * frame.groupby([*place, "way", "strategy"])["test_accuracy"].mean().unstack()
+    ahead = (means["cnn-dnn"] - means["average"]).unstack("way").dropna(subset="log_probabilities")
+    gain = ahead.sub(ahead[""], axis=0)
+
+    few = gain.xs((16, "no", True), level=("width", "augment", "images"))["out_of_fold"]
+    assert len(few) == 3
+    behind = "it is {:.1f} behind after 12 epochs, {:.1f} ahead after 40 and {:.1f} after 150"
+    assert behind.format(-few.iloc[0], *few.iloc[1:]) in VERDICTS
+    few = ahead.xs((16, 150, "no"), level=("width", "epochs", "augment"))["out_of_fold"].dropna()
+    assert f"the average is still {-few.item():.1f} ahead of it" in VERDICTS
+    few = -gain.xs((32, 150, "no"), level=("width", "epochs", "augment"))["log_probabilities"]
+    assert f"without augmentation on 5,000 images {few.item():.1f} behind" in VERDICTS
+    shorter = gain.loc["cifar10"]["dense_epochs"]
+    assert (
+        f"cost at most {-shorter.min():.1f} in any regime of CIFAR-10, and gain up to {shorter.max():.1f}" in VERDICTS
+    )
+    best = ahead.drop(columns="").max(axis="columns")
+    plain, augmented = (best.xs(augment, level="augment") for augment in ("no", "yes"))
+    assert ("Without augmentation none passes the average by 0.1;" in VERDICTS) == (plain.max() < 0.1)
+    ways = augmented[ahead[""].xs("yes", level="augment") < 0]
+    assert f"with it, one does in {(ways > 0).sum()} of the {len(ways)} regimes" in VERDICTS
+    low, high = ways[ways > 0].min(), ways.max()
+    assert f"in which the papers' way is behind, by {low:.1f} to {high:.1f}." in VERDICTS
+
+
 def test_the_lda_is_that_of_its_table():
     table = pd.read_csv(ROOT / "results/two_decompositions/cifar10/lda.csv", index_col="grid")
     dense, whole, average = table["dense network"].dropna(), table["local"].iloc[0], table["average"].dropna()
