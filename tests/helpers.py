@@ -1,4 +1,4 @@
-"""What several test files need: small decompositions, a backbone of one's own, comparing weights."""
+"""What several test files need: small decompositions, a backbone of one's own, comparing weights, other processes."""
 
 import os
 import signal
