@@ -1,6 +1,6 @@
 # The public names, for `__init__.py` and for type checkers.
 from . import backbones, channels, checks, cost, data, files, images, ranks, report, study, training
-from .aggregation import DenseAggregator, average_probability, majority_vote
+from .aggregation import DenseAggregator, average_probability, geometric_mean, majority_vote
 from .backbones import count_parameters
 from .data.sets import load_dataset
 from .decomposition import Decomposition, parse_grid

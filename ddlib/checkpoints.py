@@ -101,6 +101,6 @@ def pieces(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
 
 def digest_of(model: nn.Module, *inputs: Tensor) -> str:
     """A digest of a model's windows and weights, and of what it is trained on."""
-    windows = [torch.tensor(m.decomposition.bounds) for m in model.modules() if isinstance(m, LocalCNNs)]
+    windows = [m.get_extra_state() for m in model.modules() if isinstance(m, LocalCNNs)]
     ordered = sorted(pieces(model), key=lambda named: named[0])
     return files.digest(*inputs, *windows, *(piece for _, piece in ordered))

@@ -5,11 +5,13 @@ The image domain Ω is covered by N windows, one for each local CNN (P1, P2).  T
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from . import checks
 
@@ -28,6 +30,7 @@ class Decomposition:
         names: for each window, its name: "0,1" on a grid, the given name for a region.
         parts: subdomains for each axis of a grid; None for regions and subsets.
         overlap: pixels for each axis of a grid.
+        coarse: pixels for each axis of the coarse window, the last one, after averaging; None without one.
     """
 
     image_shape: tuple[int, ...]
@@ -35,10 +38,15 @@ class Decomposition:
     names: tuple[str, ...]
     parts: tuple[int, ...] | None = None
     overlap: tuple[int, ...] | None = None
+    coarse: tuple[int, ...] | None = None
 
     @classmethod
     def grid(
-        cls, shape: Sequence[int], parts: int | Sequence[int], overlap: int | Sequence[int] = 0
+        cls,
+        shape: Sequence[int],
+        parts: int | Sequence[int],
+        overlap: int | Sequence[int] = 0,
+        coarse: bool = False,
     ) -> "Decomposition":
         """Cut an image of `shape` into a grid of `parts` subdomains, each extended by `overlap` (P1, P2).
 
@@ -46,6 +54,10 @@ class Decomposition:
         side, clipped at the image's border, as in overlapping Schwarz methods.  `parts` and `overlap` are one
         value for all axes or one for each.  A grid that does not divide the image gives subdomains that differ
         by one pixel, the larger ones first (ours).
+
+        `coarse` adds one more window, the last: the whole image, averaged down to the size of the largest window, so
+        that its local CNN sees all of it and costs no more than another (ours; compare the coarse spaces of two-level
+        Schwarz methods).
 
         Raises:
             ValueError: a grid finer than the image, a negative overlap, or one as large as the image.
@@ -59,19 +71,22 @@ class Decomposition:
             if reach >= length:
                 raise ValueError(f"overlap {reach} must be smaller than the image, {length} pixels on axis {axis}.")
         axes = [_intervals(*axis) for axis in zip(shape, parts, overlap, strict=True)]
-        return cls(
+        windows = cls(
             image_shape=shape,
             bounds=tuple(itertools.product(*axes)),
             names=tuple(",".join(map(str, place)) for place in itertools.product(*map(range, parts))),
             parts=parts,
             overlap=overlap,
         )
+        return windows._with_coarse() if checks.flag("coarse", coarse) else windows
 
     @classmethod
-    def regions(cls, shape: Sequence[int], regions: Mapping[str, Sequence[Sequence[int]]]) -> "Decomposition":
+    def regions(
+        cls, shape: Sequence[int], regions: Mapping[str, Sequence[Sequence[int]]], coarse: bool = False
+    ) -> "Decomposition":
         """Named windows, e.g. `{"eyes": ((20, 50), (8, 76))}`: (start, stop) for each axis (ours).
 
-        Regions may overlap and need not cover the image.
+        Regions may overlap and need not cover the image; `coarse` as in `grid`.
 
         Raises:
             ValueError: no region, or one that is empty or reaches outside the image.
@@ -90,7 +105,13 @@ class Decomposition:
                         f"allowed 0 ≤ start < stop ≤ {length}."
                     )
         bounds = tuple(tuple((int(a), int(b)) for a, b in window) for window in regions.values())
-        return cls(image_shape=shape, bounds=bounds, names=tuple(regions))
+        windows = cls(image_shape=shape, bounds=bounds, names=tuple(regions))
+        return windows._with_coarse() if checks.flag("coarse", coarse) else windows
+
+    def _with_coarse(self) -> "Decomposition":
+        whole = tuple((0, length) for length in self.image_shape)
+        largest = max(self.window_shapes, key=math.prod)
+        return replace(self, bounds=(*self.bounds, whole), names=(*self.names, "coarse"), coarse=largest)
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -103,17 +124,19 @@ class Decomposition:
         else:
             what = f"windows {', '.join(self.names)}"
         sizes = sorted({"×".join(map(str, s)) for s in self.window_shapes})
-        return f"Decomposition({image} image, {what}: {len(self)} windows of {', '.join(sizes)})"
+        coarse = ", the last one coarse" if self.coarse else ""
+        return f"Decomposition({image} image, {what}: {len(self)} windows of {', '.join(sizes)}{coarse})"
 
     @property
     def windows(self) -> tuple[tuple[slice, ...], ...]:
-        """N tuples of slices, one slice for each axis."""
+        """N tuples of slices, one slice for each axis; those of the coarse window are the whole image."""
         return tuple(tuple(slice(a, b) for a, b in window) for window in self.bounds)
 
     @property
     def window_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Pixels for each axis of each window."""
-        return tuple(tuple(b - a for a, b in window) for window in self.bounds)
+        """Pixels for each axis of each window, of the coarse one after averaging: what a local CNN sees."""
+        shapes = tuple(tuple(b - a for a, b in window) for window in self.bounds)
+        return shapes if self.coarse is None else (*shapes[:-1], self.coarse)
 
     def families(self) -> list[list[int]]:
         """Indices of windows of equal shape, together: each family can be one grouped network."""
@@ -123,33 +146,62 @@ class Decomposition:
         return list(together.values())
 
     def subset(self, indices: Sequence[int]) -> "Decomposition":
-        """Only the windows `indices`, in that order: what one worker holds."""
+        """Only the windows `indices`, in that order: what one worker holds.
+
+        Raises:
+            ValueError: the coarse window is among them, and not the last.
+        """
+        has_coarse = self.coarse is not None and len(self) - 1 in indices
+        if has_coarse and indices[-1] != len(self) - 1:
+            raise ValueError(f"the coarse window, {len(self) - 1}, must be the last one, got {list(indices)}.")
         return Decomposition(
-            self.image_shape, tuple(self.bounds[i] for i in indices), tuple(self.names[i] for i in indices)
+            self.image_shape,
+            tuple(self.bounds[i] for i in indices),
+            tuple(self.names[i] for i in indices),
+            coarse=self.coarse if has_coarse else None,
         )
 
     def cut(self, x: Tensor) -> list[Tensor]:
-        """Cut images (..., *image_shape) into N tensors (..., *window); views, nothing is copied."""
+        """Cut images (..., *image_shape) into N tensors (..., *window); views, but for the coarse window's average."""
         if tuple(x.shape[-len(self.image_shape) :]) != self.image_shape:
             raise ValueError(f"images must end in shape {self.image_shape}, got a tensor of shape {tuple(x.shape)}.")
-        return [x[(..., *window)] for window in self.windows]
+        return [*self._views(x), *([] if self.coarse is None else [_averaged(x, self.coarse)])]
+
+    def _views(self, x: Tensor) -> list[Tensor]:
+        """What lies in each window but the coarse one."""
+        return [x[(..., *window)] for window in self.windows[: -1 if self.coarse else None]]
 
     def multiplicity(self) -> Tensor:
-        """How many windows cover each pixel: an int64 tensor of `image_shape`."""
+        """How many windows, but the coarse one, cover each pixel: an int64 tensor of `image_shape`."""
         count = torch.zeros(self.image_shape, dtype=torch.int64)
-        for part in self.cut(count):
+        for part in self._views(count):
             part += 1
         return count
 
     def paint(self, values: Sequence[float]) -> Tensor:
         """One value for each window, drawn on the image: the mean over the windows that cover a pixel.
 
-        Returns a float64 tensor of `image_shape`, NaN where no window lies.
+        The coarse window has a value, which is not drawn.  Returns a float64 tensor of `image_shape`, NaN where no
+        window lies.
+
+        Raises:
+            ValueError: not as many values as windows.
         """
+        if len(values) != len(self):
+            raise ValueError(f"paint needs a value for each of {len(self)} windows, got {len(values)}.")
         total = torch.zeros(self.image_shape, dtype=torch.float64)
-        for part, value in zip(self.cut(total), values, strict=True):
+        for part, value in zip(self._views(total), values, strict=False):
             part += float(value)
         return total / self.multiplicity()  # 0 / 0 = NaN
+
+
+def _averaged(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images (..., *image_shape) averaged down to (..., *shape); whole numbers are rounded."""
+    lead, axes = x.shape[: -len(shape)], x.shape[-len(shape) :]
+    batch = x if len(lead) == 2 else x.reshape(1, -1, *axes)
+    mean = interpolate(batch if x.is_floating_point() else batch.float(), shape, mode="area")
+    mean = mean if x.is_floating_point() else mean.round().to(x.dtype)
+    return mean if len(lead) == 2 else mean.reshape(*lead, *shape)
 
 
 def parse_grid(text: str | Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .backbones import Backbone, Builder, build, groupable
 from .decomposition import Decomposition
 
@@ -15,14 +16,15 @@ class LocalCNNs(nn.Module):
     """One small CNN for each window of a decomposition (P1, P2), independent of one another.
 
     Windows of equal shape share one grouped network; unequal ones fall into families of equal ones.  Each local
-    CNN has the structure of the global one and width `width / sqrt(N)`, rounded, so that all N together have
-    about its parameters (P1: proportionally fewer parameters; the rule is ours).
+    CNN has the structure of the global one.
 
     Args:
         backbone: a name, or a callable that builds a module (`backbones.build`).
         decomposition: the windows.
         width: width of the *global* CNN.
-        local_width: of each local CNN, where the rule is another: for the sub-networks of P3, say.
+        local_width: of each local CNN.  "proportional" is `width / sqrt(N)`, rounded, so that all N together have
+            about the parameters of the global CNN (P1: proportionally fewer parameters; the rule is ours, and a coarse
+            window does not count); "full" is `width`; or a number, for the sub-networks of P3, say.
     """
 
     def __init__(
@@ -33,12 +35,12 @@ class LocalCNNs(nn.Module):
         in_channels: int,
         num_classes: int,
         width: int,
-        local_width: int | None = None,
+        local_width: str | int = "proportional",
     ):
         super().__init__()
         self.backbone, self.decomposition = backbone, decomposition
         self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
-        self.local_width = local_width or max(1, round(width / math.sqrt(len(decomposition))))
+        self.local_width = width_of_each(local_width, width, len(decomposition) - (decomposition.coarse is not None))
         self.families = decomposition.families() if groupable(backbone) else [[i] for i in range(len(decomposition))]
         self.networks = nn.ModuleList(self._build(len(family)) for family in self.families)
 
@@ -108,10 +110,11 @@ class LocalCNNs(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The windows are part of the state: weights for other windows mean nothing."""
-        return torch.tensor(self.decomposition.bounds)
+        averaged = [tuple((0, length) for length in self.decomposition.coarse)] if self.decomposition.coarse else []
+        return torch.tensor([*self.decomposition.bounds, *averaged])
 
     def set_extra_state(self, state: Tensor) -> None:
-        if not torch.equal(state.cpu(), torch.tensor(self.decomposition.bounds)):
+        if not torch.equal(state.cpu(), self.get_extra_state()):
             raise ValueError(f"these weights belong to windows {state.tolist()}, not to {self.decomposition!r}.")
 
     def _place(self, index: int) -> tuple[nn.Module, int]:
@@ -123,6 +126,18 @@ class LocalCNNs(nn.Module):
     def _order(self) -> list[int]:
         flat = [i for family in self.families for i in family]
         return [flat.index(i) for i in range(len(flat))]
+
+
+def width_of_each(rule: str | int, width: int, number: int) -> int:
+    """Width of one of `number` local CNNs: by a rule, see `LocalCNNs`, or a number.
+
+    Raises:
+        ValueError: an unknown rule, or a number below 1.
+    """
+    if not isinstance(rule, str):
+        return checks.whole("local_width", rule, 1)
+    rules = {"proportional": max(1, round(width / math.sqrt(number))), "full": width}
+    return rules[checks.one_of("local_width", rule, rules)]
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ RECIPES: dict[str, Recipe] = {
     "global": Recipe(),
     "local": Recipe(),
     "dense network": Recipe(20, optimizer="adam", rate=1e-3, schedule="constant", weight_decay=0.0, augment=False),
+    "correction": Recipe(20, optimizer="adam", rate=1e-3, schedule="constant", weight_decay=0.0, augment=False),
     "coherent": Recipe(),
     "transfer": Recipe(rate=0.02),
     "sub-networks": Recipe(),

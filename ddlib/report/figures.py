@@ -30,7 +30,9 @@ STYLE = {
     "local": ("#999999", "."),
     "average": ("#56B4E9", "o"),
     "vote": ("#0072B2", "v"),
+    "geometric": ("#0B3C5D", "p"),
     "cnn-dnn": ("#D55E00", "D"),
+    "correction": ("#8C2D04", "d"),
     "coherent": ("#CC79A7", "X"),
     "transfer": ("#009E73", "P"),
     "sub-networks": ("#777777", "<"),
@@ -52,6 +54,8 @@ NAMES = {
     "mobilenet_v2": "MobileNetV2",
     "cnn3d": "3-D CNN",
     "cnn-dnn": "CNN-DNN",
+    "geometric": "geometric mean",
+    "correction": "coarse correction",
 }
 
 

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import channels, checks, files
-from ..aggregation import importance
+from ..aggregation import STARTS, TIES, importance
 from ..backbones import BACKBONES, count_parameters
 from ..data.sets import DATASETS, check_options, load_dataset
 from ..decomposition import Decomposition, parse_grid
 from ..devices import choose_precision
 from ..engines import ENGINES
 from ..images import ImageSet
+from ..local import width_of_each
 from ..training import RECIPES, Recipe, accuracy, predict
 from . import records
-from .stages import CHANNELS, SEVERAL, STRATEGIES, Stages, seconds
+from .stages import CHANNELS, SEVERAL, STRATEGIES, Stages, hidden_layers, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 # the least value of what is a whole number; what is None by default may stay None
 LEAST = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0}
 LEAST |= {"train_size": 2, "channel_parts": 1, "out_of_fold": 2}
-FLAGS = ("local_losses", "log_probabilities")  # what is off, or None, unless it is asked for
+FLAGS = ("local_losses", "log_probabilities", "coarse")  # what is off, or None, unless it is asked for
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Experiment:
             those of local CNNs that were trained on the other folds (stacked generalisation, Wolpert 1992).
         local_losses: True adds the local losses to the coherent model's and transfer's (`model.BothLevels`).
         log_probabilities: True shows the dense network the logarithms (`aggregation.DenseAggregator`).
+        dense_hidden: hidden layers of the dense network, "none" or widths like "128 64"; None for its usual ones.
+        dense_start: "average" or "geometric", what the dense network starts as; None for random weights.
+        local_width: of each local CNN: "full" or a number, see `LocalCNNs`; None for "proportional".
+        coarse: True adds the coarse window, see `Decomposition.grid`.
+        ties: "first" gives ties of the vote to the first class; None to the higher average.
         seed: of the initial weights, the batches and the augmentation.
 
     Raises:
@@ -65,7 +71,7 @@ class Experiment:
     backbone: str = "vgg9"
     grid: str | tuple[int, ...] = "2x2"
     overlap: int = 0
-    strategies: tuple[str, ...] = tuple(s for s in STRATEGIES if s not in CHANNELS)
+    strategies: tuple[str, ...] = tuple(s for s in STRATEGIES if s not in (*CHANNELS, "geometric", "correction"))
     width: int = 32
     epochs: int = 12
     dense_epochs: int = RECIPES["dense network"].epochs
@@ -81,6 +87,11 @@ class Experiment:
     out_of_fold: int | None = None
     local_losses: bool | None = None
     log_probabilities: bool | None = None
+    dense_hidden: str | int | None = None
+    dense_start: str | None = None
+    local_width: str | int | None = None
+    coarse: bool | None = None
+    ties: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,17 +105,29 @@ class Experiment:
             "engine": checks.one_of("engine", self.engine, ENGINES),
             "rate": checks.real("rate", number(self.rate), 0, open_low=True),
             "samples": None if samples == "all" else samples,
+            "dense_start": unless("random", checks.one_of("dense_start", self.dense_start or "random", STARTS)),
+            "ties": unless("average", checks.one_of("ties", self.ties or "average", TIES)),
+            "local_width": self._local_width(),
+            "dense_hidden": None if self.dense_hidden is None else str(self.dense_hidden),
             **{name: checks.flag(name, getattr(self, name) or False) or None for name in FLAGS},
             **{name: checks.whole(name, whole[name], LEAST[name]) for name in given},
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.dense_hidden is not None:
+            hidden_layers(self.dense_hidden)
         if not self.strategies:
             raise ValueError(f"strategies must name at least one of {', '.join(STRATEGIES)}.")
         check_options(self.dataset, self.options or "")
         self._check_windows()
         for stage in RECIPES:
             self.recipe(stage)  # checks augment, precision and what else is of training
+
+    def _local_width(self) -> str | int | None:
+        """None for the usual rule, "full", or a number, which may come as text."""
+        given = number(self.local_width) if self.local_width is not None else "proportional"
+        width_of_each(given, 1, 1)
+        return unless("proportional", given if isinstance(given, str) else int(given))
 
     def _check_windows(self) -> None:
         subdomains = None
@@ -147,15 +170,15 @@ class Experiment:
             ValueError: a grid or overlap that does not fit the images.
         """
         if self.grid == "regions":
-            return Decomposition.regions(data.image_shape, data.regions)
-        return Decomposition.grid(data.image_shape, parse_grid(self.grid), self.overlap)
+            return Decomposition.regions(data.image_shape, data.regions, bool(self.coarse))
+        return Decomposition.grid(data.image_shape, parse_grid(self.grid), self.overlap, bool(self.coarse))
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of a training: `RECIPES`, with this point's figures; "local, fold 1" trains as "local"."""
         stage = stage.partition(",")[0]
         base = RECIPES[stage]
         common = dict(batch_size=self.batch_size, precision=self.precision, seed=self.seed)
-        if stage == "dense network":
+        if stage in ("dense network", "correction"):
             return replace(base, epochs=self.dense_epochs, **common)
         slower = base.rate / RECIPES["global"].rate  # transfer starts near its goal
         return replace(base, epochs=self.epochs, rate=self.rate * slower, augment=self.augment, **common)
@@ -210,6 +233,11 @@ def number(value: Any) -> Any:
     with suppress(ValueError):
         return float(value) if isinstance(value, str) else value
     return value
+
+
+def unless(usual: Any, value: Any) -> Any:
+    """None for the usual value: a point has one name, however its defaults are written."""
+    return None if value == usual else value
 
 
 def _check_same_images(record: records.Record, digest: str) -> None:

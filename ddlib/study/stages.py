@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import channels
-from ..aggregation import DenseAggregator, average_probability, majority_vote
+from .. import channels, checks
+from ..aggregation import DenseAggregator, average_probability, geometric_mean, majority_vote
 from ..backbones import build
 from ..decomposition import Decomposition
 from ..devices import choose_device, choose_precision
@@ -31,7 +31,9 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "local": ("local",),
     "average": ("local",),
     "vote": ("local",),
+    "geometric": ("local",),
     "cnn-dnn": ("local", "dense network"),
+    "correction": ("local", "correction"),
     "coherent": ("coherent",),
     "transfer": ("local", "dense network", "transfer"),
     "sub-networks": ("sub-networks",),
@@ -41,7 +43,11 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
 CHANNELS = ("sub-networks", "composed", "channels")  # P3's: split along the channels instead of the image
 SEVERAL = ("local", "sub-networks")  # strategies of N networks, each with a figure of its own
 # strategies that only combine local probabilities: (n, N, K) → (n, K)
-AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"average": average_probability, "vote": majority_vote}
+AGGREGATES: dict[str, Callable[..., Tensor]] = {
+    "average": average_probability,
+    "vote": majority_vote,
+    "geometric": geometric_mean,
+}
 
 
 def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> float:
@@ -51,11 +57,20 @@ def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> f
     they were trained together (fused), since none was timed alone.  Without it, NaN where ranks shared a training.
     """
     needed, stage = STRATEGIES[strategy], history["stage"]
-    own = history[stage.isin(needed) | (stage.str.contains("fold") & ("dense network" in needed))]
+    learns_from_folds = bool({"dense network", "correction"} & {*needed})
+    own = history[stage.isin(needed) | (stage.str.contains("fold") & learns_from_folds)]
     if not parallel:
         return float("nan") if np.any(own.get("ranks", 1) > 1) else float(own["seconds"].sum())
     longest = own.get("seconds_longest", float("nan"))
     return float(own["seconds"].mask(own["stage"].str.startswith(SEVERAL), longest).sum(skipna=False))
+
+
+def hidden_layers(text: str) -> tuple[int, ...]:
+    """Hidden layers of the dense network: "none" → (), "128 64" → (128, 64)."""
+    try:
+        return () if text == "none" else tuple(checks.whole("dense_hidden", int(width), 1) for width in text.split())
+    except ValueError:
+        raise ValueError(f"dense_hidden must be 'none' or widths like '128 64', got {text!r}.") from None
 
 
 class Stages:
@@ -77,6 +92,7 @@ class Stages:
         self.size = {"in_channels": data.channels, "num_classes": data.num_classes, "width": point.width}
         self.histories: dict[str, pd.DataFrame] = {}
         self._models: dict[str, nn.Module] = {}
+        self._folds: Tensor | None = None
         self._predicted: dict[tuple[str, str], Tensor] = {}
         images = [(len(data.train), "the data")]
         if point.out_of_fold:
@@ -108,10 +124,11 @@ class Stages:
             case "local":
                 return self._train_local("local", self._fresh(self._local_cnns), data.train)
             case "cnn-dnn":
-                model = CNNDNN(self.model("local"), self._fresh(self._dense_network))
-                p = self._out_of_fold() if point.out_of_fold else self.probabilities("local", "train")
-                self._train("dense network", model.head, train_aggregator, model, data, probabilities=p)
-                return model
+                return self._train_head("dense network", self._fresh(self._dense_network))
+            case "correction":  # linear, on log p, of the geometric mean
+                number, classes = len(self.decomposition), data.num_classes
+                head = DenseAggregator(number, classes, hidden=(), log_probabilities=True, start="geometric")
+                return self._train_head("correction", head)
             case "coherent":
                 model = self._fresh(self._cnn_dnn)
             case "transfer":
@@ -130,6 +147,14 @@ class Stages:
 
     def _train_local(self, stage: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
         return self._train(stage, local, train_local, local, images, engine=self.point.engine)
+
+    def _train_head(self, stage: str, head: DenseAggregator) -> CNNDNN:
+        model = CNNDNN(self.model("local"), head)
+        if self.point.out_of_fold and self._folds is None:
+            self._folds = self._out_of_fold()
+        p = self._folds if self.point.out_of_fold else self.probabilities("local", "train")
+        self._train(stage, head, train_aggregator, model, self.data, probabilities=p)
+        return model
 
     def _fit(self, stage: str, model: nn.Module) -> nn.Module:
         test, precision = self.data.test, self.point.precision
@@ -172,12 +197,18 @@ class Stages:
             return make()
 
     def _local_cnns(self) -> LocalCNNs:
-        return LocalCNNs(self.point.backbone, self.decomposition, **self.size)
+        return LocalCNNs(
+            self.point.backbone,
+            self.decomposition,
+            **self.size,
+            local_width=self.point.local_width or "proportional",
+        )
 
     def _dense_network(self) -> DenseAggregator:
-        return DenseAggregator(
-            len(self.decomposition), self.data.num_classes, log_probabilities=bool(self.point.log_probabilities)
-        )
+        point, size = self.point, (len(self.decomposition), self.data.num_classes)
+        options = {} if point.dense_hidden is None else {"hidden": hidden_layers(point.dense_hidden)}
+        options |= {"log_probabilities": bool(point.log_probabilities), "start": point.dense_start or "random"}
+        return DenseAggregator(*size, **options)
 
     def _cnn_dnn(self) -> CNNDNN:
         return CNNDNN(self._local_cnns(), self._dense_network())
@@ -196,8 +227,9 @@ class Stages:
         """A hash of all that determines the weights of a stage: what points have in common they share."""
         point = self.point
         trainings = {needed[-1]: needed for needed in STRATEGIES.values()}.get(stage, (stage,))  # up to this one
-        learns_from_folds = "dense network" in trainings or "fold" in stage
+        learns_from_folds = {"dense network", "correction"} & {*trainings} or "fold" in stage
         coherent, dense = {"coherent", "transfer"} & {*trainings}, {"coherent", "dense network"} & {*trainings}
+        parts = stage not in ("global", "sub-networks", "channels")
         content = {
             "data": self.data.digest,
             "net": [point.backbone, point.width, point.seed],
@@ -206,7 +238,8 @@ class Stages:
             "recipes": {training: asdict(point.recipe(training)) for training in trainings},
             "out_of_fold": point.out_of_fold if learns_from_folds else None,
             "local_losses": point.local_losses if coherent else None,
-            "log_probabilities": point.log_probabilities if dense else None,
+            "dense network": [point.log_probabilities, point.dense_hidden, point.dense_start] if dense else None,
+            "local CNNs": [point.local_width, self.decomposition.coarse] if parts else None,
             "engine": point.engine,
             "device": [self.device.type, choose_precision(point.precision, self.device), torch.get_num_threads()],
             "versions": [torch.__version__, records.RESULTS],
@@ -223,9 +256,10 @@ class Stages:
 
     def _predict(self, strategy: str, half: str) -> Tensor:
         if strategy in AGGREGATES:
-            return AGGREGATES[strategy](self.probabilities("local", half))
+            ties = {"ties": self.point.ties} if strategy == "vote" and self.point.ties else {}
+            return AGGREGATES[strategy](self.probabilities("local", half), **ties)
         model = self.model(strategy)
-        if strategy == "cnn-dnn":
+        if strategy in ("cnn-dnn", "correction"):
             with torch.no_grad():
                 return model.head(self.probabilities("local", half).to(self.device)).softmax(-1).cpu()
         return predict(model, getattr(self.data, half), precision=self.point.precision)
