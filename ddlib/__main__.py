@@ -64,15 +64,16 @@ def sweep(plan: str, jobs: int, dask: str | None, dry_run: bool, force: bool, on
 @click.option("--config", required=True, help="A YAML file, see docs/coherent_digits.yaml.")
 def coherent(config: str) -> None:
     """Train the coherent model over many processes: torchrun --nproc-per-node 2 -m ddlib coherent --config FILE"""
-    from . import files, ranks
+    from ._internal import files
+    from .parallel import ranks
     from .study.parameters import read_point
-    from .study.stages import Stages
+    from .study.trainings import KeptTrainings
 
     experiment, output = read_point(config)
-    with ranks.ranks() as rank:
-        stages = Stages(experiment, experiment.data(), files.writable_folder(output), progress=rank == 0)
-        ranks.share(len(stages.decomposition), ranks.count(), rank)  # too many are refused now
-        stages.model(*experiment.strategies)
+    with ranks.process_group() as rank:
+        run = KeptTrainings(experiment, experiment.data(), files.writable_folder(output), progress=rank == 0)
+        ranks.assign(len(run.decomposition), ranks.world_size())  # too many are refused now
+        run.model(*experiment.strategies)
     if rank == 0:  # the checkpoint is that of a single process: its table is made from it
         print(experiment.run(output).to_string(index=False))
 
@@ -85,7 +86,7 @@ def coherent(config: str) -> None:
 @click.option("--backbone", default="vgg9", help="Of the plots (default vgg9).")
 def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, backbone: str) -> None:
     """Tables, figures and verdicts from the records below FOLDERS, by default the committed ones: ddlib report"""
-    from . import files
+    from ._internal import files
     from .report import tables
     from .study import parameters, sweep
 
@@ -138,7 +139,7 @@ def doctor() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from .files import DamagedFile
+    from ._internal.files import DamagedFile
 
     try:
         return commands.main(arguments, prog_name="ddlib", standalone_mode=False) or 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checks
+from ._internal import checks
 
 TIES = ("average", "first")
 STARTS = ("random", "average", "geometric")
@@ -15,7 +15,7 @@ LEAST = 1e-6  # what a probability counts as at the least, where its logarithm i
 
 def average_probability(p: Tensor) -> Tensor:
     """The mean of the local distributions (P1): (B, N, K) → (B, K)."""
-    return _local(p).mean(1)
+    return _numbers(p).mean(1)
 
 
 def geometric_mean(p: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def geometric_mean(p: Tensor) -> Tensor:
     A logarithmic opinion pool (Genest and Zidek 1986), or product of experts (Hinton 2002): the softmax of the mean of
     log p.  A probability counts as `LEAST` at the least, so that no local CNN alone can rule a class out.
     """
-    return _log(_local(p)).mean(1).softmax(-1)
+    return _log(_numbers(p)).mean(1).softmax(-1)
 
 
 def majority_vote(p: Tensor, ties: str = "average") -> Tensor:
@@ -34,7 +34,7 @@ def majority_vote(p: Tensor, ties: str = "average") -> Tensor:
     is added as one further, shared vote.  It never overturns a majority, since a class that is a whole vote behind
     cannot make that up.  With `ties="first"` they go to the first class, as in a plain argmax of counts.
     """
-    p = _local(p)
+    p = _numbers(p)
     votes = F.one_hot(p.argmax(2), p.shape[2]).sum(1)  # (B, K)
     if checks.one_of("ties", ties, TIES) == "first":
         return votes.to(p.dtype) / p.shape[1]
@@ -97,36 +97,13 @@ class DenseAggregator(nn.Module):
             return logits + (_log(p).mean(1) if self.start == "geometric" else _log(p.mean(1)))
 
 
-@torch.no_grad()
-def importance(head: DenseAggregator, p: Tensor, labels: Tensor, seed: int = 0, repeats: int = 10) -> list[float]:
-    """What each subdomain contributes to the dense network's decision: its permutation importance (Breiman 2001).
-
-    Args:
-        p: local probabilities (n, N, K) of images that the network was not trained on; labels: (n,).
-
-    Returns:
-        N numbers: the accuracy, as a share of the images, that is lost when the subdomain's probabilities are dealt
-        to other images at random; the mean over `repeats`.
-    """
-    place = next(head.parameters())
-    p, labels = _local(p).to(place.device, place.dtype), labels.to(place.device)
-    generator = torch.Generator().manual_seed(seed)
-
-    def right(q: Tensor) -> float:
-        return (head(q).argmax(1) == labels).double().mean().item()
-
-    whole, lost = right(p), []
-    for i in range(p.shape[1]):
-        mixed, without = p.clone(), 0.0
-        for _ in range(repeats):
-            mixed[:, i] = p[torch.randperm(len(p), generator=generator).to(p.device), i]
-            without += right(mixed)
-        lost.append(whole - without / repeats)
-    return lost
-
-
 def _log(p: Tensor) -> Tensor:
     return p.clamp_min(LEAST).log()
+
+
+def _numbers(p: Tensor) -> Tensor:
+    """Local probabilities, none of which is NaN: it would become a vote, or hide what the others say."""
+    return checks.finite("what a local CNN predicts", _local(p))
 
 
 def _local(p: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .backbones import Backbone, GroupedLinear
+from ._internal import checks
+from .decomposition import near_even
 from .images import Split
 from .local import LocalCNNs
+from .networks.backbones import Backbone, GroupedLinear
 
 _LAYERS = (nn.Conv2d, nn.Conv3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear, GroupedLinear)  # that can be split
 
@@ -45,7 +46,7 @@ def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
             raise ValueError(f"the sub-networks' widths must add up to {network.width}, got {parts!r}.")
     else:
         count = checks.whole(f"the number of parts of {network.width} channels", parts, 1, network.width)
-        widths = [network.width // count + (p < network.width % count) for p in range(count)]
+        widths = [stop - start for start, stop in near_even(network.width, count)]
     subs = [network.fresh(width) for width in widths]
     for name, whole, pieces, blocks in _matched(network, subs):
         for piece, block in zip(pieces, blocks, strict=True):

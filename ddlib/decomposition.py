@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from . import checks
+from ._internal import checks
 
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) for each axis
 
@@ -216,10 +216,15 @@ def parse_grid(text: str | Sequence[int]) -> tuple[int, ...]:
     return parts
 
 
+def near_even(total: int, parts: int) -> list[tuple[int, int]]:
+    """(start, stop) of each part of `total` things dealt as evenly as possible, the larger parts first."""
+    size, rest = divmod(total, parts)
+    edges = [k * size + min(k, rest) for k in range(parts + 1)]
+    return list(itertools.pairwise(edges))
+
+
 def _intervals(length: int, count: int, overlap: int) -> list[tuple[int, int]]:
-    size, rest = divmod(length, count)
-    edges = [k * size + min(k, rest) for k in range(count + 1)]
-    return [(max(a - overlap, 0), min(b + overlap, length)) for a, b in itertools.pairwise(edges)]
+    return [(max(a - overlap, 0), min(b + overlap, length)) for a, b in near_even(length, count)]
 
 
 def _per_axis(what: str, value: int | Sequence[int], axes: int | None, low: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Image sets as uint8 tensors, and from their images to a batch: mirror, shift, normalise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checks, files
+from ._internal import checks, files
+from ._internal.devices import memory_free
 
 Window = tuple[tuple[int, int], ...]  # (start, stop) for each axis
 
@@ -33,6 +34,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """(uint8 image (C, *shape), label): a split is a map-style `Dataset` for PyTorch's `DataLoader`."""
+        return self.images[index], int(self.labels[index])
 
     def some(self, chosen: Tensor) -> "Split":
         """The images `chosen`: indices (m,), or a mask (n,)."""
@@ -77,6 +82,28 @@ class ImageSet:
         checks.whole("train_size", train_size, self.num_classes, len(self.train))
         chosen = stratified(self.train.labels, int(train_size), seed)[0]
         return replace(self, train=self.train.some(chosen), source=None)
+
+    def hold_out(self, fraction: float, seed: int = 0) -> "ImageSet":
+        """A validation set: the same training images without a `fraction` of them, which take the place of the test.
+
+        Each class is held out in proportion; mean and std stay those of all training images.
+
+        Raises:
+            ValueError: a class would have no images in one of the halves.
+        """
+        count = round(len(self.train) * checks.real("fraction", fraction, 0, 0.99, open_low=True))
+        counts = self.train.labels.bincount(minlength=self.num_classes)
+        if not count * counts.min() / len(self.train) >= 1 or counts.min() < 2:
+            raise ValueError(f"a share of {fraction} of {len(self.train)} images leaves a class without images there.")
+        kept, held_out = stratified(self.train.labels, len(self.train) - count, seed)
+        return replace(self, train=self.train.some(kept), test=self.train.some(held_out), source=None)
+
+
+def split_of(data: Any, what: str) -> Split:
+    """The training split of an image set, or a split as it is, for the function `what`."""
+    if isinstance(data, ImageSet | Split):
+        return data.train if isinstance(data, ImageSet) else data
+    raise ValueError(f"{what} takes an ImageSet or a Split, which ddlib.image_set makes, got {type(data).__name__}.")
 
 
 def image_set(
@@ -254,3 +281,38 @@ def move(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
     index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # (B, C, pixels)
     moved = images.flatten(2).gather(2, index).view(images.shape)
     return moved * inside[:, None]
+
+
+class Batches:
+    """The training images on their way to the model: a batch, augmented, normalised.
+
+    They lie on the device; where they do not fit, in the CPU's memory, and each batch is sent.
+    """
+
+    def __init__(self, split: Split, augment: Any, device: torch.device, dtype: torch.dtype):
+        self.fits = device.type != "cuda" or split.images.nbytes <= files.SHARE * memory_free(device)
+        self.images = split.images.to(device) if self.fits else split.images.cpu()
+        self.split = replace(split, mean=split.mean.to(device), std=split.std.to(device))
+        self.augment, self.device, self.dtype = augment, device, dtype
+
+    def __call__(self, chosen: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Indices (steps, B) → normalised images (B, C, *shape), step by step."""
+        moves = None
+        if self.augment is True:
+            drawn = draw_moves(*chosen.shape, self.images.shape[2:], self.split.flip_axes, generator)
+            moves = [drawn.to(self.device) for drawn in drawn]
+        for step, indices in enumerate(chosen.to(self.images.device)):
+            x = self.images.index_select(0, indices)
+            x = x if self.fits else x.pin_memory().to(self.device, non_blocking=True)
+            if moves:
+                x = move(x, moves[0][step], moves[1][step])
+            elif self.augment:
+                x = self._of_ones_own(x, generator)
+            yield prepare(x, self.split, self.dtype)
+
+    def _of_ones_own(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        found = self.augment(x, generator)
+        if not isinstance(found, Tensor) or (found.dtype, found.shape) != (x.dtype, x.shape):
+            kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"augment must return uint8 images {tuple(x.shape)}, as it gets them; got {kind}.")
+        return found

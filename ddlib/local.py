@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .backbones import Backbone, Builder, build, groupable
+from ._internal import checks
 from .decomposition import Decomposition
+from .networks.backbones import Backbone, Builder, build, groupable
 
 
 class LocalCNNs(nn.Module):
@@ -41,30 +41,28 @@ class LocalCNNs(nn.Module):
         self.backbone, self.decomposition = backbone, decomposition
         self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
         self.local_width = width_of_each(local_width, width, len(decomposition) - (decomposition.coarse is not None))
-        self.families = decomposition.families() if groupable(backbone) else [[i] for i in range(len(decomposition))]
-        self.networks = nn.ModuleList(self._build(len(family)) for family in self.families)
+        self.families = self._families(decomposition)
+        self.networks = nn.ModuleList(self._build(family) for family in self.families)
+        if len({id(network) for network in self.networks}) < len(self.networks):
+            raise ValueError(f"{backbone!r} returns the same module again: each local CNN needs one of its own.")
 
-    def _build(self, groups: int) -> nn.Module:
-        dims = len(self.decomposition.image_shape)
-        return build(self.backbone, self.in_channels, self.num_classes, self.local_width, dims, groups)
+    def _families(self, windows: Decomposition) -> list[list[int]]:
+        return windows.families() if groupable(self.backbone) else [[i] for i in range(len(windows))]
+
+    def _build(self, family: list[int]) -> nn.Module:
+        shape = self.decomposition.window_shapes[family[0]]
+        size = (self.in_channels, self.num_classes, self.local_width, len(shape), len(family))
+        return build(self.backbone, *size, window_shape=shape)
 
     def __len__(self) -> int:
         return len(self.decomposition)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, C, *image_shape) → logits (B, N, K).
-
-        Or images of each local CNN's own, (B, N, C, *image_shape): see `channels.shares`.
-        """
+        """Normalised images (B, C, *image_shape) → logits (B, N, K)."""
         dims = len(self.decomposition.image_shape)
-        if x.ndim == dims + 2:
-            windows = self.decomposition.cut(x)
-        elif x.ndim != dims + 3:
+        if x.ndim != dims + 2:
             raise ValueError(f"images must be a batch (B, C, *image_shape) of {dims} axes each, got {tuple(x.shape)}.")
-        else:
-            own = zip(x.unbind(1), self.decomposition.windows, strict=True)
-            windows = [image[(..., *window)] for image, window in own]
-        logits = []
+        windows, logits = self.decomposition.cut(x), []
         for family, network in zip(self.families, self.networks, strict=True):
             together = torch.cat([windows[i] for i in family], 1) if len(family) > 1 else windows[family[0]]
             logits.append(network(together).unflatten(1, (len(family), -1)))  # (B, family, K)
@@ -77,36 +75,47 @@ class LocalCNNs(nn.Module):
         return softmax(self(x))
 
     def subnet(self, index: int) -> nn.Module:
-        """Local CNN `index` as a plain, stand-alone module on its window, with its own copy of the weights."""
-        network, group = self._place(index)
+        """Local CNN `index` as a plain, stand-alone module on its window: a copy of all that it is."""
+        network, group = self._network_of(index)
         return network.single(group) if isinstance(network, Backbone) else copy.deepcopy(network)
 
     def load_subnet(self, index: int, module: nn.Module) -> None:
         """Put the weights of a stand-alone module back as local CNN `index`."""
-        network, group = self._place(index)
+        network, group = self._network_of(index)
         if isinstance(network, Backbone):
             network.load_single(group, module)
         else:
             network.load_state_dict(module.state_dict())
 
     def part(self, indices: Sequence[int]) -> "LocalCNNs":
-        """The local CNNs `indices` alone, on whole images, with their own copies of the weights.
+        """The local CNNs `indices` alone, on whole images, as copies of all that they are.
 
         What one worker trains, or one rank holds.
         """
-        size = {"in_channels": self.in_channels, "num_classes": self.num_classes, "width": self.width}
-        with torch.random.fork_rng(devices=[]):
-            few = LocalCNNs(self.backbone, self.decomposition.subset(indices), **size, local_width=self.local_width)
-        first = next(self.parameters())
-        few.to(device=first.device, dtype=first.dtype).train(self.training)
-        for own, index in enumerate(indices):
-            few.load_subnet(own, self.subnet(index))
+        few = copy.copy(self)
+        few.__dict__ |= {key: copy.copy(value) for key, value in vars(self).items() if isinstance(value, dict)}
+        few.decomposition = self.decomposition.subset(indices)
+        few.families = self._families(few.decomposition)
+        few.networks = nn.ModuleList(self._copies([indices[own] for own in family]) for family in few.families)
         return few
+
+    def _copies(self, indices: Sequence[int]) -> nn.Module:
+        """Copies of local CNNs on windows of equal shape, as one network."""
+        network, _ = self._network_of(indices[0])
+        if not isinstance(network, Backbone):
+            return copy.deepcopy(network)
+        return network.take([self._network_of(index)[1] for index in indices])
 
     def load_part(self, indices: Sequence[int], part: "LocalCNNs") -> None:
         """Put the weights of `part(indices)` back."""
         for own, index in enumerate(indices):
             self.load_subnet(index, part.subnet(own))
+
+    def named_networks(self) -> list[tuple[list[str], nn.Module]]:
+        """Each network, and what the local CNNs side by side in it are called in a checkpoint."""
+        names = self.decomposition.names
+        families = [[f"local CNN {names[index]}, " for index in family] for family in self.families]
+        return list(zip(families, self.networks, strict=True))
 
     def get_extra_state(self) -> Tensor:
         """The windows are part of the state: weights for other windows mean nothing."""
@@ -117,7 +126,7 @@ class LocalCNNs(nn.Module):
         if not torch.equal(state.cpu(), self.get_extra_state()):
             raise ValueError(f"these weights belong to windows {state.tolist()}, not to {self.decomposition!r}.")
 
-    def _place(self, index: int) -> tuple[nn.Module, int]:
+    def _network_of(self, index: int) -> tuple[nn.Module, int]:
         for family, network in zip(self.families, self.networks, strict=True):
             if index in family:
                 return network, family.index(index)

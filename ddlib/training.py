@@ -1,30 +1,31 @@
 """One training loop for the global CNN, the local CNNs together, the dense network and the coherent model.
 
-    for epoch:  for batch:  augment → normalise → model → cross-entropy → optimiser
+    for epoch:  for batch:  augment → normalise → model → loss → optimiser
 
 Everything random is drawn from `(recipe.seed, epoch)` alone: the weights do not depend on which engine trains
 them, and a resumed run is the uninterrupted one.
 """
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checks
-from .checkpoints import Checkpoint, digest_of
-from .devices import DEVICES, PRECISIONS, autocast, choose_device, memory_free, seeded
-from .files import SHARE
-from .images import ImageSet, Split, draw_moves, memory_format, move, prepare
+from ._internal import checks
+from ._internal.checkpoints import Checkpoint
+from ._internal.devices import PRECISIONS, autocast, check_device, choose_device, seeded
+from ._internal.optimizers import make_optimizer, schedule
+from ._internal.progress import progress_bar
+from .images import Batches, ImageSet, Split, memory_format, prepare, split_of
 from .local import softmax
 from .model import CNNDNN
 
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("one-cycle", "cosine", "constant")
+COLUMNS = ("epoch", "loss", "train_accuracy", "rate", "seconds")  # of a history
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 Metrics = Mapping[str, Callable[[nn.Module], float]]
-# indices of images (steps, B) → what the model sees of them, step by step
-Batches = Callable[[Tensor, torch.Generator], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,47 +47,61 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images a step; the ragged end of each epoch's random order is left out.
-        optimizer: "sgd" (Nesterov momentum where `momentum` > 0), "adam" or "adamw".
+        optimizer: "sgd" (Nesterov momentum where `momentum` > 0), "adam", "adamw", or a callable of groups of
+            parameters (dicts with "params" and "weight_decay") and the rate that returns one of torch's.
         rate: the highest learning rate of the schedule.
-        schedule: "one-cycle" (linear rise over the first fifth, then a cosine to zero), "cosine", "constant".
+        schedule: "one-cycle" (linear rise over the first fifth, then a cosine to zero), "cosine", "constant", or a
+            callable: the share of the training that is done, in [0, 1), → the share of the rate.
         momentum: of SGD.
-        weight_decay: on weights of two or more axes; biases and batch norms are not decayed.
-        augment: mirror and shift the images (`images.augment`).
+        weight_decay: on weights of two or more axes; biases, batch norms and what a module's `no_weight_decay()` names
+            are not decayed.
+        augment: mirror and shift the images (`images.augment`); or a callable of uint8 images (B, C, *shape), on the
+            device, and a `torch.Generator` that returns as many of their kind.
         precision: "bf16" is autocast, "auto" is bf16 where the device computes it in hardware.
-        device: "auto" is cuda, else mps, else cpu.
+        device: "auto" is where the model is, if that is a GPU, else cuda, else mps, else cpu; or "cuda:1", say, or a
+            `torch.device`.
         seed: of the batches and the augmentation.
     """
 
     epochs: int = 12
     batch_size: int = 128
-    optimizer: str = "sgd"
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd"
     rate: float = 0.1
-    schedule: str = "one-cycle"
+    schedule: str | Callable[[float], float] = "one-cycle"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: bool = True
+    augment: bool | Callable[[Tensor, torch.Generator], Tensor] = True
     precision: str = "auto"
-    device: str = "auto"
+    device: str | torch.device = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        checked: dict[str, Any] = {"device": check_device(self.device)}
         for name, low, high in (("epochs", 1, None), ("batch_size", 2, None), ("seed", 0, 2**31 - 1)):
-            object.__setattr__(self, name, checks.whole(name, getattr(self, name), low, high))
-        named = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "device": DEVICES}
-        for name, allowed in named.items():
-            checks.one_of(name, getattr(self, name), allowed)
-        checks.real("rate", self.rate, 0, open_low=True)
-        checks.real("momentum", self.momentum, 0, 1)
-        checks.real("weight_decay", self.weight_decay, 0)
-        checks.flag("augment", self.augment)
+            checked[name] = checks.whole(name, getattr(self, name), low, high)
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            given = getattr(self, name)
+            checked[name] = given if callable(given) else checks.one_of(name, given, allowed)
+        checked["rate"] = checks.real("rate", self.rate, 0, open_low=True)
+        checked["momentum"] = checks.real("momentum", self.momentum, 0, 1)
+        checked["weight_decay"] = checks.real("weight_decay", self.weight_decay, 0)
+        checked["augment"] = self.augment if callable(self.augment) else checks.flag("augment", self.augment)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def described(self) -> dict[str, Any]:
+        """Its values as a file can keep them: a callable by its qualified name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: f"{v.__module__}.{v.__qualname__}" if callable(v) else v for name, v in values.items()}
 
 
-# One recipe for each stage of an experiment.  The papers' learning rates could not be read: these are ours.
+# One recipe for each training.  The papers' learning rates could not be read: these are ours.
+DENSE = Recipe(20, optimizer="adam", rate=1e-3, schedule="constant", weight_decay=0.0, augment=False)
 RECIPES: dict[str, Recipe] = {
     "global": Recipe(),
     "local": Recipe(),
-    "dense network": Recipe(20, optimizer="adam", rate=1e-3, schedule="constant", weight_decay=0.0, augment=False),
-    "correction": Recipe(20, optimizer="adam", rate=1e-3, schedule="constant", weight_decay=0.0, augment=False),
+    "dense network": DENSE,
+    "correction": DENSE,
     "coherent": Recipe(),
     "transfer": Recipe(rate=0.02),
     "sub-networks": Recipe(),
@@ -94,9 +109,42 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+class Diverged(FloatingPointError):
+    """A training whose loss is no number any more; the message says when, and what to try."""
+
+
 def trains(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates what trains: gradients are on inside, whatever the caller has switched off."""
     return torch.inference_mode(False)(torch.enable_grad()(function))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits, (B,) labels → a scalar.
+
+    A mean over networks would divide every local gradient by N.
+    """
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return over_networks(F.cross_entropy, logits, labels)
+
+
+def balanced_loss(split: Split) -> Loss:
+    """The cross-entropy in which each class weighs as the inverse of its frequency, 1 in the mean over the images."""
+    counts = split.labels.bincount().clamp_min(1)
+    weight = len(split) / (len(counts) * counts.float())
+    return partial(_weighted, weight)
+
+
+def _weighted(weight: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    each = F.cross_entropy(logits.float(), labels, reduction="none")
+    return (weight.to(labels.device)[labels] * each).mean()
+
+
+def over_networks(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """A loss of logits (B, K) and labels (B,), summed over the networks of logits (B, N, K)."""
+    if logits.ndim == 2:
+        return loss(logits, labels)
+    networks = logits.shape[1]
+    return networks * loss(logits.flatten(0, 1), labels.repeat_interleave(networks))
 
 
 @trains
@@ -105,7 +153,9 @@ def fit(
     data: ImageSet | Split,
     recipe: Recipe = RECIPES["coherent"],
     *,
+    loss: Loss | None = None,
     metrics: Metrics | None = None,
+    after_epoch: Callable[[dict[str, float]], Any] | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     progress: bool | str = True,
 ) -> "pd.DataFrame":
@@ -115,9 +165,11 @@ def fit(
     networks, so that each gets the very gradient it would get alone.
 
     Args:
-        model: maps normalised images (B, C, *shape) to logits (B, K) or (B, N, K).
+        model: maps normalised images (B, C, *shape) to logits (B, K) or (B, N, K); it stays on its device.
         data: its training split is used, never its test split.
+        loss: another loss, of logits (B, K) and labels (B,): a scalar, the mean over the batch.
         metrics: functions of the model, computed after each epoch, e.g. {"test_accuracy": ...}.
+        after_epoch: called with the row of the history after each epoch, for a logger, say; True stops the training.
         checkpoint: a file, written at the end of each epoch; where it is there already, training goes on from it.
         progress: a bar with this title; False for none.
 
@@ -126,34 +178,25 @@ def fit(
         and over the networks), rate, seconds, and the metrics.
 
     Raises:
-        ValueError: a batch larger than the data, a recipe that the device cannot carry out, nothing to train, or a
-            checkpoint of another training.
+        ValueError: a batch larger than the data, a recipe that the device cannot carry out, nothing to train, a loss
+            that is no scalar, or a checkpoint of another training.
+        Diverged: the loss of an epoch is not finite; checkpoint and history end with the epoch before.
         files.DamagedFile: the checkpoint is damaged; it is set aside.
         RuntimeError: a step does not fit into the memory of the device.
     """
-    split = data.train if isinstance(data, ImageSet) else data
-    device, dtype = choose_device(recipe.device), next(model.parameters()).dtype
+    split = split_of(data, "fit")
+    first = next(model.parameters())
+    home, device = first.device, choose_device(recipe.device, first.device)
     if isinstance(checkpoint, str | Path):
-        checkpoint = Checkpoint(checkpoint, digest_of(model, split.images, split.labels))
-    fits = device.type != "cuda" or split.images.nbytes <= SHARE * memory_free(device)
-    place = device if fits else torch.device("cpu")  # of the images; where they do not fit, each batch is sent
-    here = replace(split, **{name: getattr(split, name).to(device) for name in ("labels", "mean", "std")})
-    images_there = split.images.to(place)
+        checkpoint = Checkpoint(checkpoint, model, split.images, split.labels)
+    batches = Batches(split, recipe.augment, device, first.dtype)
     model.to(device, memory_format=memory_format(split.images.ndim - 2))
-
-    def batches(chosen: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        if recipe.augment:
-            moves = draw_moves(*chosen.shape, split.images.shape[2:], split.flip_axes, generator)
-            shifts, mirrored = (drawn.to(device) for drawn in moves)
-        for step, indices in enumerate(chosen.to(place)):
-            images = images_there.index_select(0, indices)
-            images = images if fits else images.pin_memory().to(device, non_blocking=True)
-            if recipe.augment:
-                images = move(images, shifts[step], mirrored[step])
-            x = prepare(images, here, dtype)
-            yield x if here.labels.ndim == 1 else x.unflatten(1, (here.labels.shape[1], -1))  # (B, N, C, *shape)
-
-    return _optimise(model, batches, here.labels, recipe, metrics, checkpoint, progress)
+    model.normalisation = split.mean, split.std  # for `predict` of images alone
+    try:
+        labels = split.labels.to(device)
+        return _optimise(model, batches, labels, recipe, loss, metrics, after_epoch, checkpoint, progress)
+    finally:
+        model.to(home)
 
 
 @trains
@@ -163,7 +206,9 @@ def train_aggregator(
     recipe: Recipe = RECIPES["dense network"],
     *,
     probabilities: Tensor | None = None,
+    loss: Loss | None = None,
     metrics: Metrics | None = None,
+    after_epoch: Callable[[dict[str, float]], Any] | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | str = True,
 ) -> "pd.DataFrame":
@@ -177,40 +222,86 @@ def train_aggregator(
         metrics: functions of the dense network.
         (the others as in `fit`)
     """
-    split = data.train if isinstance(data, ImageSet) else data
-    device = choose_device(recipe.device)
+    split, first = split_of(data, "train_aggregator"), next(model.head.parameters())
+    home, device = first.device, choose_device(recipe.device, first.device)
     if checkpoint is not None:
-        checkpoint = Checkpoint(checkpoint, digest_of(model, split.images, split.labels))
+        checkpoint = Checkpoint(checkpoint, model, split.images, split.labels)
     if probabilities is None:
         probabilities = predict(model.local.to(device), split, precision=recipe.precision)
-    inputs = probabilities.to(device, next(model.head.to(device).parameters()).dtype)
-    labels, recipe = split.labels.to(device), replace(recipe, precision="fp32")
-    batches: Batches = lambda chosen, _: (inputs.index_select(0, indices) for indices in chosen)  # noqa: E731
-    return _optimise(model.head, batches, labels, recipe, metrics, checkpoint, progress)
+    inputs, labels = probabilities.to(device, first.dtype), split.labels.to(device)
+    recipe = replace(recipe, precision="fp32")
+    batches = lambda chosen, _: (inputs.index_select(0, indices) for indices in chosen)  # noqa: E731
+    try:
+        head = model.head.to(device)
+        return _optimise(head, batches, labels, recipe, loss, metrics, after_epoch, checkpoint, progress)
+    finally:
+        model.to(home)
 
 
-def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision: str = "auto") -> Tensor:
+def predict(
+    model: nn.Module,
+    images: Split | ImageSet | Tensor,
+    *,
+    logits: bool = False,
+    batch_size: int | None = None,
+    precision: str = "auto",
+) -> Tensor:
     """Class probabilities for uint8 images, in eval mode, on the model's own device.
+
+    Args:
+        images: a split; of an image set, its test images; or images alone (n, C, *shape) uint8, which are normalised
+            as those on which `fit` has trained the model.
+        logits: those in place of probabilities.
+        batch_size: by default up to 500 images, fewer where they are large.
 
     Returns:
         (n, K), or (n, N, K) for local CNNs; on the CPU, in at least single precision.
+
+    Raises:
+        ValueError: images without a known normalisation, or an output that is no number.
     """
-    first = next(model.parameters())
+    split, first = _to_predict(model, images), next(model.parameters())
+    size = checks.whole("batch_size", batch_size or max(1, min(500, 8_000_000 // split.images[0].numel())), 1)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad(), autocast(first.device, precision, first.dtype):
-            batches = (prepare(x.to(first.device), split, first.dtype) for x in split.images.split(batch_size))
-            return torch.cat([softmax(model(x)).cpu() for x in batches])
+            batches = (prepare(x.to(first.device), split, first.dtype) for x in split.images.split(size))
+            found = torch.cat([(_single if logits else softmax)(model(x)).cpu() for x in batches])
     finally:
         for module, mode in modes.items():
             module.training = mode
+    return checks.finite(f"what the {type(model).__name__} predicts", found)
 
 
-def accuracy(probabilities: Tensor, labels: Tensor) -> float | list[float]:
-    """Share of right answers in [0, 1]: a number for (n, K), one for each local CNN for (n, N, K)."""
-    right = (probabilities.argmax(-1) == labels.view(-1, *(1,) * (probabilities.ndim - 2))).double().mean(0)
-    return right.tolist()
+def _single(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _to_predict(model: nn.Module, images: Any) -> Split:
+    if not isinstance(images, Tensor):
+        return images.test if isinstance(images, ImageSet) else split_of(images, "predict")
+    known = [module.normalisation for module in model.modules() if hasattr(module, "normalisation")]
+    if not known:
+        raise ValueError(
+            "images alone can be predicted by a model that `fit` has trained: give a Split, data.test say."
+        )
+    if images.dtype != torch.uint8 or images.ndim not in (4, 5):
+        raise ValueError(f"images must be uint8 (n, C, *shape), got {images.dtype} {tuple(images.shape)}.")
+    return Split(images, torch.zeros(len(images), dtype=torch.int64), *known[0])
+
+
+def accuracy(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float | list[float]:
+    """Share of right answers in [0, 1]: a number for (n, K), one for each local CNN for (n, N, K).
+
+    Raises:
+        ValueError: as many probabilities as labels are needed, and all of them numbers.
+    """
+    p, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
+    if p.ndim not in (2, 3) or labels.shape != p.shape[:1] or not len(p):
+        raise ValueError(f"accuracy takes (n, K) or (n, N, K) and labels (n,), got {(*p.shape,)}, {(*labels.shape,)}.")
+    right = checks.finite("what accuracy is taken of", p).argmax(-1) == labels.view(-1, *(1,) * (p.ndim - 2))
+    return right.double().mean(0).tolist()
 
 
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,10 +311,12 @@ _RANDOM = RLock()  # PyTorch's random state is one for all threads: they take tu
 
 def _optimise(
     model: nn.Module,
-    batches: Batches,
+    batches: Callable[[Tensor, torch.Generator], Iterator[Tensor]],
     labels: Tensor,
     recipe: Recipe,
+    loss: Loss | None,
     metrics: Metrics | None,
+    after_epoch: Callable[[dict[str, float]], Any] | None,
     checkpoint: Checkpoint | None,
     progress: bool | str,
 ) -> "pd.DataFrame":
@@ -231,35 +324,62 @@ def _optimise(
 
     if recipe.batch_size > len(labels):
         raise ValueError(f"batch_size {recipe.batch_size} is larger than the data: {len(labels)} images.")
+    for name in metrics or ():
+        if name in COLUMNS:
+            raise ValueError(f"a metric cannot be called {name!r}: the history has {', '.join(COLUMNS)} already.")
     steps, optimizer = len(labels) // recipe.batch_size, make_optimizer(model, recipe)
-    history = [] if checkpoint is None else checkpoint.load(model, optimizer, asdict(recipe))
-    title = progress if isinstance(progress, str) else type(model).__name__
-    with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
-        for epoch in range(len(history), recipe.epochs):
-            start = time.perf_counter()
-            model.train()
-            try:
-                with _RANDOM, torch.random.fork_rng():
-                    loss, right = _epoch(model, optimizer, batches, labels, recipe, epoch, bar.update)
-            except torch.OutOfMemoryError as error:
-                told = f"batch_size {recipe.batch_size} does not fit into the memory of {labels.device.type}"
-                raise RuntimeError(f"{told}: take a smaller one, or engine='loop' for local CNNs.") from error
-            row = {"epoch": epoch + 1, "loss": loss, "train_accuracy": right, "rate": optimizer.param_groups[0]["lr"]}
-            row |= {"seconds": time.perf_counter() - start}
-            row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
-            history.append(row)
-            bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", accuracy=f"{right:.1%}")
-            if checkpoint is not None:
-                checkpoint.save(model, optimizer, asdict(recipe), history)
+    history = [] if checkpoint is None else checkpoint.load(model, optimizer, recipe.described())
+    title, frozen = progress if isinstance(progress, str) else type(model).__name__, _frozen(model)
+    try:
+        with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
+            for epoch in range(len(history), recipe.epochs):
+                start = time.perf_counter()
+                model.train()
+                for part in frozen:
+                    part.eval()
+                try:
+                    mean, right = _epoch(model, optimizer, batches, labels, recipe, loss, epoch, bar.update)
+                except torch.OutOfMemoryError as error:
+                    message = f"batch_size {recipe.batch_size} does not fit into the memory of {labels.device.type}"
+                    raise RuntimeError(f"{message}: take a smaller one, or engine='loop' for local CNNs.") from error
+                if not math.isfinite(mean):
+                    raise Diverged(_diverged(title, epoch, mean, history, recipe))
+                row = dict(zip(COLUMNS, (epoch + 1, mean, right, optimizer.param_groups[0]["lr"]), strict=False))
+                row |= {"seconds": time.perf_counter() - start}
+                row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
+                history.append(row)
+                bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.3f}", accuracy=f"{right:.1%}")
+                if checkpoint is not None:
+                    checkpoint.save(model, optimizer, recipe.described(), history)
+                if after_epoch is not None and after_epoch(dict(row)) is True:
+                    break
+    finally:
+        if checkpoint is not None:
+            checkpoint.leave(model)
     return pd.DataFrame(history)
+
+
+def _frozen(model: nn.Module) -> list[nn.Module]:
+    """Parts that are in eval mode and have weights, all frozen: they stay in eval mode."""
+    parts = [module for module in model.modules() if not module.training]
+    return [p for p in parts if (w := list(p.parameters())) and not any(weight.requires_grad for weight in w)]
+
+
+def _diverged(title: str, epoch: int, loss: float, history: list[dict[str, Any]], recipe: Recipe) -> str:
+    before = f"; after epoch {epoch} it was {history[-1]['loss']:.3g}" if history else ""
+    return (
+        f"the training of {title} diverged: the loss of epoch {epoch + 1} is {loss}{before}. Try a rate below "
+        f'{recipe.rate:g}, a longer rise, or precision="fp32".'
+    )
 
 
 def _epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Batches,
+    batches: Callable[[Tensor, torch.Generator], Iterator[Tensor]],
     labels: Tensor,
     recipe: Recipe,
+    loss: Loss | None,
     epoch: int,
     after_step: Callable[[], object],
 ) -> tuple[float, float]:
@@ -267,71 +387,30 @@ def _epoch(
     device, size = labels.device, recipe.batch_size
     steps, generator = len(labels) // size, seeded(recipe.seed, epoch)
     order = torch.randperm(len(labels), generator=generator, device="cpu").to(device)
-    torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))  # for dropout, if there is any
     cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
     loss_sum, right = torch.zeros(2, device=device, dtype=wide)  # read once, after the last step
     chosen = order[: steps * size].view(steps, size)
-    for step, inputs in enumerate(batches(chosen, generator)):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * _schedule(recipe.schedule, (epoch + step / steps) / recipe.epochs)
-        targets = labels[chosen[step]]
-        with cast:
-            logits = model(inputs)
-        loss = cross_entropy(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach() / (logits.numel() // (size * logits.shape[-1]))  # the mean over networks
-        right += (logits.detach().argmax(-1).view(size, -1) == targets.view(size, -1)).to(wide).mean()
-        after_step()
+    with _RANDOM, torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))  # for dropout
+        for step, inputs in enumerate(batches(chosen, generator)):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate * schedule(recipe.schedule, (epoch + step / steps) / recipe.epochs)
+            targets = labels[chosen[step]]
+            with cast:
+                logits = model(inputs)
+            cost = cross_entropy(logits, targets) if loss is None else _scalar(over_networks(loss, logits, targets))
+            optimizer.zero_grad(set_to_none=True)
+            cost.backward()
+            optimizer.step()
+            loss_sum += cost.detach() / logits[0, ..., 0].numel()  # the mean over networks
+            right += (logits.detach().argmax(-1).view(size, -1) == targets[:, None]).to(wide).mean()
+            after_step()
     return loss_sum.item() / steps, right.item() / steps
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits, (B,) or (B, N) labels → a scalar.
-
-    A mean over networks would divide every local gradient by N.
-    """
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    networks = logits.numel() // (len(labels) * logits.shape[-1])
-    each = labels.view(len(labels), -1).expand(-1, networks).reshape(-1)
-    return networks * F.cross_entropy(logits.reshape(len(each), -1), each)
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser of a recipe; weight decay is for weights of two or more axes alone."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if not weights:
-        raise ValueError(f"there is nothing to train: all weights of the {type(model).__name__} are frozen.")
-    groups = [
-        {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    options = {"fused": True} if weights[0].device.type in ("cuda", "cpu") else {}
-    if recipe.optimizer == "sgd":
-        options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(groups, recipe.rate, **options)
-
-
-def _schedule(kind: str, t: float, rise: float = 0.2) -> float:
-    """Learning rate as a share of its highest value, at time t of the training in [0, 1)."""
-    if kind == "constant":
-        return 1.0
-    if kind == "one-cycle":
-        if t < rise:
-            return 0.04 + 0.96 * t / rise
-        t = (t - rise) / (1 - rise)
-    return 0.5 * (1 + math.cos(math.pi * t))
-
-
-def progress_bar(title: str, total: int | None, done: int = 0, shown: bool = True, **options: Any):
-    """A tqdm bar that goes when it ends; silent with `shown=False` or the environment variable DDLIB_PROGRESS=0."""
-    from tqdm import tqdm
-
-    quiet = not shown or os.environ.get("DDLIB_PROGRESS") == "0"
-    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # a notebook sets stderr on red
-    chosen = {"disable": quiet, "leave": False, "mininterval": 0.5, "file": file} | options
-    return tqdm(total=total, initial=done, desc=title, **chosen)
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"a loss must return a scalar tensor that depends on the logits, got {found}.")
+    return loss

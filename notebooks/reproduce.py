@@ -22,7 +22,7 @@ from nbconvert import HTMLExporter
 
 import ddlib
 from ddlib.__main__ import main as command
-from ddlib.engines import CORES
+from ddlib.parallel.executors import CORES
 from ddlib.study.sweep import execute
 
 HERE = Path(__file__).resolve().parent

@@ -8,8 +8,8 @@ import torch
 from benchmarks import engines, executors, gpu, memory
 
 from ddlib import Split, accuracy, load_dataset, predict
-from ddlib.backbones import build
 from ddlib.cost.training_time import Setting
+from ddlib.networks.backbones import build
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)

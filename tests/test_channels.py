@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import ddlib
 from ddlib import Decomposition, Experiment, LocalCNNs, Recipe, fit, train_local
-from ddlib.backbones import BACKBONES, VGG9, Backbone
 from ddlib.channels import bounds, compose, feature_maps, shares, split
 from ddlib.images import prepare
+from ddlib.networks.backbones import BACKBONES, VGG9, Backbone
 
 KINDS = [("vgg9", 2), ("resnet20", 2), ("resnet32", 2), ("mobilenet_v2", 2)]
 KINDS += [("cnn3d", 3), ("vgg9", 3), ("resnet20", 3), ("mobilenet_v2", 3)]

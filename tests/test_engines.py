@@ -13,8 +13,8 @@ from torch import nn
 
 import ddlib
 from ddlib import Decomposition, Recipe, process_pool, train_local
-from ddlib.devices import autocast
-from ddlib.engines import train_part
+from ddlib._internal.devices import autocast
+from ddlib.parallel.executors import train_part
 
 PLAIN = Recipe(
     epochs=1, batch_size=16, rate=0.02, momentum=0.0, weight_decay=5e-4, augment=False, precision="fp32", device="cpu"
@@ -249,7 +249,7 @@ def test_bf16_is_near_fp32(tiny):
 def test_where_memory_is_short_auto_is_the_loop_and_says_so(tiny, monkeypatch):
     dec = Decomposition.grid((12, 12), (2, 3), 1)
     loop, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "loop")
-    monkeypatch.setattr(ddlib.engines, "memory_free", lambda device: 2**20)
+    monkeypatch.setattr(ddlib.parallel.executors, "memory_free", lambda device: 2**20)
     with pytest.warns(UserWarning, match="6 local CNNs side by side need about .* GiB.*engine='loop' is taken"):
         auto, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "auto")
     assert_same_state(auto, loop)
@@ -293,12 +293,16 @@ def test_a_plain_pool_of_processes_gives_the_weights_of_the_loop(tiny, one_threa
 def test_a_chosen_number_of_threads_is_kept(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        ddlib.engines, "fit", lambda *a, **o: (seen.append(torch.get_num_threads()), ddlib.fit(*a, **o))[1]
+        ddlib.parallel.executors, "fit", lambda *a, **o: (seen.append(torch.get_num_threads()), ddlib.fit(*a, **o))[1]
     )
     part = local_cnns("vgg9", Decomposition.grid((12, 12), 1), channels=3)
     before = torch.get_num_threads()
     try:
-        for told, threads, expected in ((None, ddlib.engines.CORES, 1), (None, 7, 7), ("3", ddlib.engines.CORES, 0)):
+        for told, threads, expected in (
+            (None, ddlib.parallel.executors.CORES, 1),
+            (None, 7, 7),
+            ("3", ddlib.parallel.executors.CORES, 0),
+        ):
             monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
             if told:
                 monkeypatch.setenv("OMP_NUM_THREADS", told)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ddlib import Experiment, Record, accuracy_table, gather, interval
+from ddlib._internal.files import DamagedFile
 from ddlib.data.sets import DATASETS, Entry
-from ddlib.files import DamagedFile
 from ddlib.images import prepare
 from ddlib.model import CNNDNN, BothLevels
 from ddlib.study import records, stages

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from ddlib.backbones import BACKBONES
-from ddlib.data.sets import DATASETS
 from ddlib.study.stages import AGGREGATES, STRATEGIES
+
+from ddlib.data.sets import DATASETS
+from ddlib.networks.backbones import BACKBONES
 
 PAGE = Path(__file__).parents[1] / "extending.md"
 

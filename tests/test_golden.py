@@ -13,7 +13,7 @@ import torch
 
 from ddlib import Experiment
 from ddlib.study import records
-from ddlib.study.stages import Stages
+from ddlib.study.trainings import KeptTrainings as Stages
 
 GOLDEN = Path(__file__).parent / "golden.json"
 SMALL = {"dataset": "digits", "train_size": 144, "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 48}

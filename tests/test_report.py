@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ddlib import Experiment, accuracy_table, epochs_to_reach, gather, interval
 from ddlib.report import tables as report
 from ddlib.study.parameters import resolve
-from ddlib.study.stages import seconds
+from ddlib.study.trainings import seconds
 
 # ── accuracies ──
 

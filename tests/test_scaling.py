@@ -4,8 +4,8 @@ import pytest
 from helpers import local_cnns
 
 from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe
-from ddlib.backbones import count_parameters
 from ddlib.cost import scaling
+from ddlib.networks.backbones import count_parameters
 
 
 def model():

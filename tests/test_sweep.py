@@ -11,7 +11,7 @@ import pytest
 from helpers import ALONE, hears_interrupts, wait_for
 
 from ddlib.__main__ import main
-from ddlib.files import load_tensors
+from ddlib._internal.files import load_tensors
 from ddlib.study import records, sweep
 
 ROOT = Path(__file__).parents[1]

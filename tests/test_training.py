@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import ddlib
-from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, accuracy, devices, files, predict
+from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, accuracy, files, predict
+from ddlib._internal import devices
 from ddlib.images import prepare
 from ddlib.training import cross_entropy
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from ddlib.backbones import build
 from ddlib.cost import training_time as bench
+from ddlib.networks.backbones import build
 
 SMALL = bench.Setting(shape=(8, 8), width=4, channels=1, images=32, batch_size=16)
 

@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import checks
-from .. import ranks as parallel
-from ..engines import process_pool
+from .._internal import checks
 from ..images import ImageSet, memory_format
 from ..model import CNNDNN
+from ..parallel import ranks as parallel
+from ..parallel.executors import process_pool
 from ..training import Recipe, fit
 from .training_time import compare
 

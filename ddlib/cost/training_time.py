@@ -18,16 +18,16 @@ import torch
 import yaml
 from torch import nn
 
-from .. import checks
+from .._internal import checks
+from .._internal.devices import choose_device, choose_precision
+from .._internal.files import write_atomically
 from ..aggregation import DenseAggregator
-from ..backbones import BACKBONES, GroupedLinear, build
 from ..decomposition import Decomposition
-from ..devices import choose_device, choose_precision
-from ..engines import process_pool, train_local
-from ..files import write_atomically
 from ..images import Split
 from ..local import LocalCNNs
 from ..model import CNNDNN
+from ..networks.backbones import BACKBONES, GroupedLinear, build
+from ..parallel.executors import process_pool, train_local
 from ..study.records import provenance
 from ..training import RECIPES, Recipe, fit, train_aggregator
 

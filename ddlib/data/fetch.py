@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from .. import files
-from ..training import progress_bar
+from .._internal import files
+from .._internal.progress import progress_bar
 
 ARCHIVES = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar")
 BLOCK = 1 << 18  # bytes

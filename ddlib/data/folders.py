@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import files
-from ..training import progress_bar
+from .._internal import files
+from .._internal.progress import progress_bar
 from .readers import CT_WINDOW, PHOTOS, VOLUMES, Halves, levels, photo, voxels
 from .splits import patients, split, together
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import files
+from .._internal import files
 from ..images import stratified
 from .fetch import check
 

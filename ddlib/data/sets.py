@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .. import checks
+from .._internal import checks
 from ..images import ImageSet, Window, image_set
 from . import folders, readers
 from .fetch import Remote, bring
@@ -117,6 +117,19 @@ def check_options(name: str, options: Mapping[str, Any] | str) -> dict[str, Any]
         option: _checked(option, value, usual[checks.one_of(f"option of {name}", option, usual)], axes)
         for option, value in options.items()
     }
+
+
+def written(name: str, options: Mapping[str, Any]) -> str:
+    """Options as text that `check_options` reads, without those that have their usual values, in a fixed order."""
+    usual = DATASETS[name].options
+    unusual = {k: options[k] for k in usual if k in options and options[k] != usual[k]}
+    return " ".join(f"{option}={_written(value)}" for option, value in unusual.items())
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"' if re.search(r"[\s=]", value) else value
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _typed(text: str, usual: Any) -> Any:

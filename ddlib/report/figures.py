@@ -17,29 +17,14 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from ..decomposition import Bounds, Decomposition
 from ..images import Split
 from ..model import CNNDNN
-from ..study.stages import SEVERAL, seconds
+from ..strategies import STRATEGIES, Strategy
+from ..study.trainings import seconds
 from ..training import predict
 from .tables import interval, most_frequent, pareto
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# A colour (Okabe and Ito's) and a marker a strategy, the same in all figures; the marker tells them apart in grey.
-STYLE = {
-    "global": ("#000000", "s"),
-    "local": ("#999999", "."),
-    "average": ("#56B4E9", "o"),
-    "vote": ("#0072B2", "v"),
-    "geometric": ("#0B3C5D", "p"),
-    "cnn-dnn": ("#D55E00", "D"),
-    "correction": ("#8C2D04", "d"),
-    "coherent": ("#CC79A7", "X"),
-    "transfer": ("#009E73", "P"),
-    "sub-networks": ("#777777", "<"),
-    "composed": ("#882255", "^"),
-    "channels": ("#E69F00", "h"),
-}
-OTHER = ("#F0E442", "*")  # a strategy of one's own
 WINDOWS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 # what figures and tables for print call data sets, backbones and strategies
@@ -53,9 +38,6 @@ NAMES = {
     "resnet32": "ResNet32",
     "mobilenet_v2": "MobileNetV2",
     "cnn3d": "3-D CNN",
-    "cnn-dnn": "CNN-DNN",
-    "geometric": "geometric mean",
-    "correction": "coarse correction",
 }
 
 
@@ -84,7 +66,14 @@ def use_style() -> None:
 
 def named(*words: str) -> str:
     """As they are called in print (`NAMES`; one's own as they are), with commas: "CIFAR-10, VGG9"."""
-    return ", ".join(NAMES.get(word, word) for word in words)
+    titles = NAMES | {name: row.title for name, row in STRATEGIES.items()}
+    return ", ".join(titles.get(word, word) for word in words)
+
+
+def style_of(strategy: str) -> tuple[str, str]:
+    """Colour and marker of a strategy, the same in all figures."""
+    row = STRATEGIES.get(strategy, Strategy)
+    return row.colour, row.marker
 
 
 def cut(grid: str, overlap: int) -> str:
@@ -264,12 +253,12 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     Bars are Wilson's 95 % intervals of a single run over the test images.  Seeds stand side by side, with a line at
     their mean.
     """
-    frame = frame[~frame["strategy"].isin(SEVERAL)]
+    frame = frame[~frame["strategy"].isin([name for name, row in STRATEGIES.items() if row.several])]
     columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
-    shown = sorted(dict.fromkeys(frame["strategy"]), key=lambda s: [*STYLE, s].index(s))
+    shown = sorted(dict.fromkeys(frame["strategy"]), key=lambda s: [*STRATEGIES, s].index(s))
     room = min(0.8 / len(shown), 0.2)  # of a strategy
     for k, strategy in enumerate(shown):
-        (colour, marker), label = STYLE.get(strategy, OTHER), named(strategy)
+        (colour, marker), label = style_of(strategy), named(strategy)
         for place, rows in frame[frame["strategy"] == strategy].groupby(["grid", "overlap"], sort=False):
             middle = columns.index(place) + (k - (len(shown) - 1) / 2) * room
             x = middle + 0.8 * room * ((np.arange(len(rows)) + 0.5) / len(rows) - 0.5)
@@ -302,14 +291,14 @@ def convergence(ax: Axes, history: "pd.DataFrame", results: "pd.DataFrame", by: 
     for stage, rows in history.groupby("stage", sort=False):
         if stage not in ("global", "coherent", "transfer"):
             continue
-        colour, marker = STYLE[stage]
+        colour, marker = style_of(stage)
         before = seconds(pace, "cnn-dnn") if stage == "transfer" and by == "second" else 0.0
         steps = pace[pace["stage"] == stage]
         x = [*(steps["epoch"] if by == "epoch" else before + steps["seconds"].cumsum())]
         ax.plot(x, 100 * steps["train_accuracy"], "--", color=colour, linewidth=0.8)
         test = rows.pivot(index="epoch", columns="seed", values="test_accuracy")
         if stage == "transfer":
-            x, (own, sign) = [before, *x], STYLE["cnn-dnn"]
+            x, (own, sign) = [before, *x], style_of("cnn-dnn")
             test.loc[0] = start
             test = test.sort_index()
             ax.plot(
@@ -337,7 +326,7 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", by: str, title: str = ""
         whole = whole[(whole[regime] == usual[regime].iloc[0]).all(axis=1)]
     shown = pd.concat([whole, usual]).dropna(subset=[by])
     for strategy, rows in shown.groupby("strategy", sort=False):
-        colour, marker = STYLE.get(strategy, OTHER)
+        colour, marker = style_of(strategy)
         ax.plot(rows[by], 100 * rows["test_accuracy"], marker, color=colour, alpha=0.25, markersize=3.5)
         means = rows.groupby(["grid", "overlap", "epochs"])[[by, "test_accuracy"]].mean().sort_values(by)
         line = {"linestyle": "-" if strategy == "global" else "none", "linewidth": 1, "markersize": 7}

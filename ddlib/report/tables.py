@@ -15,7 +15,7 @@ from ..study import records
 from ..study.experiment import Experiment
 from ..study.parameters import resolve
 from ..study.records import Record
-from ..study.stages import seconds
+from ..study.trainings import seconds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import checks, files
-from .experiment import Experiment, number
+from .._internal import checks, files
+from ..strategies import STRATEGIES
+from .experiment import Experiment
 from .records import gather, key
-from .stages import SEVERAL
+from .settings import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,8 +177,8 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     """Hold a trained table against a committed one, and print a fixed sentence; False where that lacks a point.
 
     Figures of training differ between processors; they must not differ by more than `tolerance` (as a share of
-    test images).  Networks of a part (`SEVERAL`) count by their mean, and may be twice as far off: after few epochs
-    they are far from done, in fp32 here and bf16 there.  The coherent model is left out: few epochs may or may not
+    test images).  Networks of a part count by their mean, and may be twice as far off: after few epochs they are
+    far from done, in fp32 here and bf16 there.  The coherent model is left out: few epochs may or may not
     carry it off chance level.
 
     Args:
@@ -196,7 +197,7 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     tables = {"found": frame, "reference": known}
     means = {name: table.groupby(["strategy", "record"])["test_accuracy"].mean() for name, table in tables.items()}
     both = pd.DataFrame(means).loc[means["found"].index].drop("coherent", errors="ignore")
-    allowed = [tolerance * (1 + (strategy in SEVERAL)) for strategy in both.index.get_level_values("strategy")]
+    allowed = [tolerance * (1 + STRATEGIES[strategy].several) for strategy in both.index.get_level_values("strategy")]
     far = both[~((both["found"] - both["reference"]).abs() <= allowed)]
     assert far.empty, f"differs from {reference}:\n{far}"
     but = " but those of the coherent model" if "coherent" in set(frame["strategy"]) else ""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .. import files
+from .._internal import files
 from ..training import RECIPES
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ import pandas as pd
 import papermill
 from filelock import FileLock
 
-from .. import checks, files
-from ..training import progress_bar
+from .._internal import checks, files
+from .._internal.progress import progress_bar
 from . import records
 from .experiment import Experiment
 from .parameters import points, project_folder, read_yaml, resolve

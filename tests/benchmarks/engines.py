@@ -31,8 +31,8 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
 from ddlib import CNNDNN, DenseAggregator, LocalCNNs, Split, checks, fit, process_pool, train_local
+from ddlib._internal.devices import choose_device
 from ddlib.cost.training_time import Setting, compare, machine, operations, save, settings
-from ddlib.devices import choose_device
 
 # engine → the model that it trains, and whether it computes in the best precision (else fp32)
 ENGINES = {

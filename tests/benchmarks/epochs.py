@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 
 import ddlib
+from ddlib._internal.files import write_atomically
 from ddlib.data.readers import Halves
 from ddlib.data.sets import DATASETS
-from ddlib.files import write_atomically
 from ddlib.study import sweep
 
 PLAN = Path(__file__).resolve().parents[2] / "notebooks" / "plans" / "cpu.yaml"

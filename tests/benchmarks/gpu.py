@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 
 from ddlib import LocalCNNs, fit, train_local
+from ddlib._internal.devices import choose_device
 from ddlib.cost.training_time import Setting, compare, machine, save
-from ddlib.devices import choose_device
 from ddlib.images import memory_format, prepare
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddlib import LocalCNNs, process_pool, train_local
+from ddlib._internal.devices import autocast, choose_device
+from ddlib._internal.files import write_atomically
 from ddlib.cost.training_time import Setting, compare
-from ddlib.devices import autocast, choose_device
-from ddlib.files import write_atomically
 from ddlib.images import prepare
 from ddlib.training import cross_entropy
 

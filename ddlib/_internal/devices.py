@@ -8,14 +8,28 @@ PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """The device of a recipe; "auto" is cuda, else mps, else cpu."""
+def check_device(name: str | torch.device) -> str:
+    """A kind of `DEVICES`, "cuda:1", say, or a `torch.device`, as text."""
+    kind, colon, index = str(name).partition(":")
+    if not (colon and kind == "cuda" and index.isdecimal()):
+        checks.one_of("device", str(name), DEVICES)
+    return str(name)
+
+
+def choose_device(name: str | torch.device = "auto", current: torch.device | None = None) -> torch.device:
+    """The device of a recipe; "auto" is the current one of a model, if that is no CPU, else cuda, else mps, else cpu.
+
+    Raises:
+        ValueError: it is not there.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if checks.one_of("device", name, DEVICES) == "auto":
-        name = next(kind for kind, present in there.items() if present)
-    if not there[name]:
-        raise ValueError(f"device {name!r} is not there; present: {', '.join(k for k, v in there.items() if v)}.")
-    return torch.device(name)
+    kind, _, index = check_device(name).partition(":")
+    if kind == "auto":
+        present = next(kind for kind, present in there.items() if present)
+        return torch.device(present) if current is None or current.type == "cpu" else current
+    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
+        raise ValueError(f"device '{name}' is not there; present: {', '.join(k for k, v in there.items() if v)}.")
+    return torch.device(str(name))
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from . import files
-from .local import LocalCNNs
+
+WRAPPERS = ("_orig_mod.", "_forward_module.")  # what torch.compile and Fabric put before the names of weights
+# The weights that a training has left in a model, by digest, and its initial ones: who runs a cell again goes on.
+_LEFT: "WeakKeyDictionary[nn.Module, tuple[str, str]]" = WeakKeyDictionary()
 
 
 class Checkpoint:
@@ -20,21 +24,26 @@ class Checkpoint:
     rank holds them.
 
     Args:
-        belongs: a digest of what is trained on what: images, labels, initial weights, see `digest_of`.
+        inputs: what is trained on: images and labels, say.
     """
 
-    def __init__(self, path: str | Path, belongs: str):
-        self.path, self.belongs = Path(path), belongs
+    def __init__(self, path: str | Path, model: nn.Module, *inputs: Tensor):
+        self.path, self.inputs, self.initial = Path(path), files.digest(*inputs, *_windows(model)), weights(model)
+        left, initial = _LEFT.get(model, ("", ""))
+        if left == self.initial:
+            self.initial = initial
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict) -> list[dict]:
         """Go on from the last whole epoch, where there is one: model and optimiser are filled; returns the history.
+
+        A model may have the initial weights of the training, or those that it has left: an interrupted one goes on.
 
         Raises:
             files.DamagedFile: the file is not what was written; it is set aside.
             ValueError: it belongs to another training.
             OSError: its folder cannot be written.
         """
-        saved = self.read(recipe)
+        saved = self.read(model, recipe)
         if saved is None:
             return []
         kinds = {key.rpartition("#")[2] for key in saved["tensors"]} - {""}
@@ -51,9 +60,14 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict, history: list[dict]) -> None:
         """Keep the state at the end of an epoch."""
         tensors = {key: piece.cpu().clone() for key, piece in pieces(model, optimizer)}
-        self.write({"belongs": self.belongs, "recipe": recipe, "history": history, "tensors": tensors})
+        belongs = {"inputs": self.inputs, "initial": self.initial}
+        self.write({"belongs": belongs, "recipe": recipe, "history": history, "tensors": tensors})
 
-    def read(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    def leave(self, model: nn.Module) -> None:
+        """Remember in what state the training leaves the model, at its end or interrupted."""
+        _LEFT[model] = weights(model), self.initial
+
+    def read(self, model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
         """The content of the file, where it is there and belongs to this training."""
         files.writable_folder(self.path.parent)
         if not self.path.exists():
@@ -63,11 +77,20 @@ class Checkpoint:
         except files.DamagedFile as error:
             raise files.DamagedFile(f"{error} It was set aside as {files.set_aside(self.path)}.") from None
         other = {k: (was, recipe.get(k)) for k, was in saved["recipe"].items() if was != recipe.get(k)}
-        changed = ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in other.items())
-        if other or saved["belongs"] != self.belongs:
-            reason = f"its recipe has {changed}" if other else "of other images, labels, windows or initial weights"
-            raise ValueError(f"{self.path} belongs to another training: {reason}.")
-        return saved
+        if other:
+            reason = "its recipe has " + ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in other.items())
+        elif saved["belongs"]["inputs"] != self.inputs:
+            reason = "of other images, labels or windows"
+        elif saved["belongs"]["initial"] != self.initial and not self._is_of(model, saved["tensors"]):
+            reason = "of other initial weights"
+        else:
+            self.initial = saved["belongs"]["initial"]
+            return saved
+        raise ValueError(f"{self.path} belongs to another training: {reason}; give another file, or delete this one.")
+
+    def _is_of(self, model: nn.Module, tensors: dict[str, Tensor]) -> bool:
+        """The model has the very weights of the file."""
+        return all(key in tensors and torch.equal(piece.cpu(), tensors[key]) for key, piece in pieces(model))
 
     def write(self, content: dict[str, Any]) -> None:
         """The file, whole or not at all."""
@@ -77,20 +100,18 @@ class Checkpoint:
 def pieces(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a training by its name: weights and statistics, and, after a #, the optimiser's buffers of them.
 
-    Those of grouped local CNNs are cut into one piece a network, named by its window: views, to be read or filled.
+    Those of grouped networks are cut into one piece a network, as `named_networks` of the module that holds them says:
+    views, to be read or filled.
     """
-    grouped = [
-        ([f"local CNN {local.decomposition.names[index]}, " for index in family], network)
-        for local in model.modules()
-        if isinstance(local, LocalCNNs)
-        for family, network in zip(local.families, local.networks, strict=True)
-    ]
+    grouped = [pair for module in _several(model) for pair in module.named_networks()]
     seen: set[int] = set()
     for names, network in [*grouped, ([""], model)]:
         for key, value in chain(network.named_parameters(), network.named_buffers()):
             if id(value) in seen:
                 continue
             seen.add(id(value))
+            for wrapper in WRAPPERS:
+                key = key.replace(wrapper, "")
             buffers = optimizer.state.get(value, {}) if optimizer else {}
             for kind, tensor in {"": value, **buffers}.items():
                 if tensor is not None:
@@ -99,8 +120,15 @@ def pieces(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
                     yield from ((f"{name}{key}#{kind}", part) for name, part in zip(names, parts, strict=True))
 
 
-def digest_of(model: nn.Module, *inputs: Tensor) -> str:
-    """A digest of a model's windows and weights, and of what it is trained on."""
-    windows = [m.get_extra_state() for m in model.modules() if isinstance(m, LocalCNNs)]
-    ordered = sorted(pieces(model), key=lambda named: named[0])
-    return files.digest(*inputs, *windows, *(piece for _, piece in ordered))
+def weights(model: nn.Module) -> str:
+    """A digest of all weights and statistics."""
+    return files.digest(*(piece for _, piece in sorted(pieces(model), key=lambda named: named[0])))
+
+
+def _windows(model: nn.Module) -> list[Tensor]:
+    return [module.get_extra_state() for module in _several(model)]
+
+
+def _several(model: nn.Module) -> list[Any]:
+    """The modules that hold several networks, as `LocalCNNs` does."""
+    return [module for module in model.modules() if hasattr(module, "named_networks")]

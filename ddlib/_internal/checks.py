@@ -44,3 +44,11 @@ def flag(what: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{what} must be True or False, got {value!r}.")
     return value
+
+
+def finite(what: str, values: Any) -> Any:
+    """Return a tensor in which every entry is a number; otherwise a ValueError that counts the images (axis 0)."""
+    if bool((wrong := values.isnan()).any()):
+        count = int(wrong.flatten(1).any(1).sum()) if values.ndim > 1 else int(wrong.sum())
+        raise ValueError(f"{what} is no number (NaN) for {count} of {len(values)} images: a training has diverged.")
+    return values

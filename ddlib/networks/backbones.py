@@ -5,15 +5,20 @@ channels gC … (g+1)C, its output (B, G·K), and every convolution is grouped. 
 have their groups along the first axis, so that one network is a slice of every tensor (`Backbone.single`).
 """
 
-from collections.abc import Callable
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checks
+from .._internal import checks
 from .convolution import CONV
 
+# What a layer's sizes are called, that a number of groups multiplies.
+_SIZES = ("groups", "in_channels", "out_channels", "num_features", "num_channels", "num_groups", "num_parameters")
 _NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
@@ -52,7 +57,10 @@ class Backbone(nn.Module):
         return self.head(self.features(x).flatten(2).mean(2))  # global average pooling
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, depthwise: bool = False) -> nn.Module:
-        """A convolution without bias, padded so that stride 1 keeps the size, in each group."""
+        """A convolution without bias, padded so that stride 1 keeps the size, in each group.
+
+        It computes what PyTorch's does, small windows by another algorithm: see `convolution`.
+        """
         g, blocks = self.groups, self.groups * (inputs if depthwise else 1)
         options = {"stride": stride, "padding": kernel // 2, "groups": blocks, "bias": False}
         layer = CONV[self.dims](inputs * g, outputs * g, kernel, **options)
@@ -69,22 +77,59 @@ class Backbone(nn.Module):
     def classifier(self, features: int) -> nn.Module:
         return GroupedLinear(features, self.num_classes, self.groups)
 
-    def single(self, group: int) -> "Backbone":
-        """Group `group` as a plain, stand-alone network with its own copy of the weights."""
-        net = self.fresh(self.width)
-        net.load_state_dict({key: self._slice(value, group) for key, value in self.state_dict().items()})
+    def take(self, groups: Sequence[int]) -> "Backbone":
+        """Some of the networks, side by side in that order: a copy of all that they are, weights and settings."""
+        net = copy.deepcopy(self)
+        net.groups = len(groups)
+        done: dict[int, nn.Parameter] = {}  # a weight that two layers share stays one
+        for name, layer in net.named_modules():
+            for size in _SIZES if layer is not net else ():
+                if isinstance(value := getattr(layer, size, None), int):
+                    setattr(layer, size, value * len(groups) // self.groups)
+            try:
+                for key, p in layer.named_parameters(recurse=False):
+                    cut = nn.Parameter(self._cut(p.detach(), groups), p.requires_grad)
+                    setattr(layer, key, done.setdefault(id(p), cut))
+                for key, buffer in layer.named_buffers(recurse=False):
+                    setattr(layer, key, self._cut(buffer, groups))
+            except RuntimeError:
+                kind = type(layer).__name__
+                raise ValueError(
+                    f"layer {name!r} ({kind}) of {self.groups} networks side by side cannot be taken apart."
+                ) from None
         return net
 
+    def single(self, group: int) -> "Backbone":
+        """Group `group` as a plain, stand-alone network: a copy of all that it is."""
+        return self.take([group])
+
     def fresh(self, width: int) -> "Backbone":
-        """One network of this kind, of another width perhaps, with new weights; torch's random state stays."""
+        """One network of this kind and with these settings, of another width perhaps, with new weights.
+
+        Torch's random state stays.
+
+        Raises:
+            ValueError: a layer was replaced since this network was built (it is named).
+        """
         with torch.random.fork_rng(devices=[]):
+            usual = type(self)(self.in_channels, self.num_classes, self.width, self.dims, self.groups)
             net = type(self)(self.in_channels, self.num_classes, width, self.dims, 1)
+        as_built, new = dict(usual.named_modules()), dict(net.named_modules())
+        for name, layer in self.named_modules():
+            if type(layer) is not type(as_built.get(name)) or name not in new:
+                raise ValueError(f"layer {name!r} was replaced by {layer}: there is none like it at width {width}.")
+            for key, value in vars(layer).items():  # p of a dropout, eps of a norm
+                if isinstance(value, (bool, int, float, str)) and value != getattr(as_built[name], key):
+                    setattr(new[name], key, value)
+        for name, p in self.named_parameters():
+            net.get_parameter(name).requires_grad_(p.requires_grad)
         like = next(self.parameters())
-        return net.to(like.device, like.dtype).train(self.training)
+        return net.to(like.device, like.dtype)
 
     def load_single(self, group: int, net: nn.Module) -> None:
         """Put the weights of a stand-alone network back into group `group`."""
-        given, own = net.state_dict(), {key: self._slice(value, group) for key, value in self.state_dict().items()}
+        given, own = net.state_dict(), self.state_dict()
+        own = {key: value.unflatten(0, (self.groups, -1))[group] if value.ndim else value for key, value in own.items()}
         if given.keys() != own.keys():
             raise ValueError(f"a {type(net).__name__} does not fit into a {type(self).__name__}.")
         for key, part in own.items():
@@ -92,8 +137,10 @@ class Backbone(nn.Module):
                 raise ValueError(f"{key} has shape {tuple(given[key].shape)}, group {group} needs {tuple(part.shape)}.")
             part.copy_(given[key])
 
-    def _slice(self, value: Tensor, group: int) -> Tensor:
-        return value.unflatten(0, (self.groups, -1))[group] if value.ndim else value  # batch counters have no axis
+    def _cut(self, value: Tensor, groups: Sequence[int]) -> Tensor:
+        if not value.ndim:  # a counter of batches
+            return value.clone()
+        return value.unflatten(0, (self.groups, -1))[list(groups)].flatten(0, 1)
 
 
 class VGG9(Backbone):
@@ -232,7 +279,13 @@ def groupable(name: str | Builder) -> bool:
 
 
 def build(
-    name: str | Builder, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1
+    name: str | Builder,
+    in_channels: int,
+    num_classes: int,
+    width: int,
+    dims: int = 2,
+    groups: int = 1,
+    window_shape: Sequence[int] | None = None,
 ) -> nn.Module:
     """A CNN of the given width, the channels of its first block; `groups` of them side by side.
 
@@ -242,10 +295,12 @@ def build(
     Args:
         name: a key of `BACKBONES`, a subclass of `Backbone`, or any callable `f(in_channels=, num_classes=, width=,
             dims=)` that returns an `nn.Module` from images (B, C, *window) to logits (B, K), which cannot be
-            grouped.
+            grouped; it may take `window_shape=` as well.
+        window_shape: pixels for each axis that the network will see; what comes out of one's own is then checked.
 
     Raises:
-        ValueError: an unknown name (the nearest is named), or a number out of range.
+        ValueError: an unknown name (the nearest is named), a number out of range, or a network of one's own that is
+            none, or whose groups are not independent.
     """
     spec = dict(
         in_channels=checks.whole("in_channels", in_channels, 1),
@@ -257,14 +312,53 @@ def build(
     if not groupable(name):
         if groups != 1:
             raise ValueError(f"{name!r} cannot be grouped; only {', '.join(filter(groupable, BACKBONES))} can.")
-        return kind(**spec)
+        takes = inspect.signature(kind).parameters
+        given = {"window_shape": tuple(window_shape)} if window_shape and "window_shape" in takes else {}
+        return _checked(kind(**spec, **given), name, in_channels, num_classes, 1, window_shape)
     if checks.whole("groups", groups, 1) == 1:
-        return kind(**spec, groups=1)
+        return _checked(kind(**spec, groups=1), name, in_channels, num_classes, 1, window_shape)
     with torch.random.fork_rng(devices=[]):
         together = kind(**spec, groups=groups)
     for group in range(groups):
         together.load_single(group, kind(**spec, groups=1))
-    return together
+    return _checked(together, name, in_channels, num_classes, groups, window_shape)
+
+
+@torch.no_grad()
+def _checked(
+    net: Any, name: str | Builder, channels: int, classes: int, groups: int, shape: Sequence[int] | None
+) -> nn.Module:
+    """A network of one's own, held against what is asked of it by two cheap forward passes.
+
+    Raises:
+        ValueError: no module, nothing to train, outputs that are no logits, groups that see one another's windows.
+    """
+    what = f"the network of {name if isinstance(name, str) else getattr(name, '__qualname__', name)}"
+    if not isinstance(net, nn.Module) or not any(True for _ in net.parameters()):
+        raise ValueError(f"{what} must be an nn.Module with parameters, got {type(net).__name__}.")
+    if shape is None or type(net).__module__ == __name__:
+        return net
+    modes = {module: module.training for module in net.modules()}
+    with torch.random.fork_rng(devices=[]):
+        like = next(net.parameters())
+        x = torch.rand(2, groups * channels, *shape, dtype=torch.float64).to(like.device, like.dtype)
+        net.eval()
+        try:
+            y = net(x)
+        except Exception as error:
+            raise ValueError(f"{what} cannot take images {tuple(x.shape)}: {error}") from error
+        if not isinstance(y, Tensor) or tuple(y.shape) != (2, groups * classes):
+            found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            wanted = f"logits (B, {groups * classes}), {classes} classes for each of {groups} windows"
+            raise ValueError(f"{what} must return {wanted}, got {found} for B = 2.")
+        if groups > 1:
+            x[:, channels:] = 1 - x[:, channels:]  # all windows but the first are others
+            moved = (net(x)[:, :classes] - y[:, :classes]).abs().max()
+            if moved > 1e-4 * (1 + y.abs().max()):
+                raise ValueError(f"{what} lets its groups see one another: the first one's logits move by {moved:.2g}.")
+    for module, mode in modes.items():
+        module.training = mode
+    return net
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -19,28 +19,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import checks, files
-from .checkpoints import Checkpoint, digest_of
-from .images import ImageSet, Split
-from .model import CNNDNN
-from .training import RECIPES, Metrics, Recipe, fit, trains
+from .._internal import checks, files
+from .._internal.checkpoints import Checkpoint
+from ..decomposition import near_even
+from ..images import ImageSet, Split, split_of
+from ..model import CNNDNN
+from ..training import RECIPES, Loss, Metrics, Recipe, fit, trains
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def count() -> int:
-    """How many ranks there are; 1 outside `ranks`."""
+def world_size() -> int:
+    """How many ranks there are; 1 outside `process_group`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this one, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(subdomains: int, ranks: int, rank: int) -> list[int]:
-    """The subdomains of a rank: consecutive ones, as many as others have, or one more.
+def assign(subdomains: int, ranks: int) -> list[list[int]]:
+    """The subdomains of each rank: consecutive ones, as many as others have, or one more.
 
     Raises:
         ValueError: there are fewer subdomains than ranks.
@@ -48,13 +49,11 @@ def share(subdomains: int, ranks: int, rank: int) -> list[int]:
     checks.whole("ranks", ranks, 1)
     if ranks > subdomains:
         raise ValueError(f"{ranks} ranks cannot share {subdomains} subdomains; at most one rank for each.")
-    size, rest = divmod(subdomains, ranks)
-    start = rank * size + min(rank, rest)
-    return list(range(start, start + size + (rank < rest)))
+    return [list(range(start, stop)) for start, stop in near_even(subdomains, ranks)]
 
 
 @contextmanager
-def ranks(timeout: float = 7 * 24 * 3600) -> Iterator[int]:
+def process_group(timeout: float = 7 * 24 * 3600) -> Iterator[int]:
     """Join the process group that torchrun describes in the environment, and leave it; yields this rank.
 
     gloo carries tensors of CPUs, nccl those of GPUs; each rank takes the GPU of its LOCAL_RANK.  Without torchrun
@@ -90,7 +89,7 @@ def ranks(timeout: float = 7 * 24 * 3600) -> Iterator[int]:
 
 def from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns on the first rank, given to all; the others wait for it."""
-    if count() == 1:
+    if world_size() == 1:
         return make()
     answer: list[Any] = [None, None]
     if rank() == 0:
@@ -105,19 +104,17 @@ def from_first(make: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-class Share(nn.Module):
-    """One rank's share of a coherent model: its local CNNs, and a copy of the dense network.
+class DistributedCNNDNN(nn.Module):
+    """What one rank holds of a coherent model: its local CNNs, and a copy of the dense network.
 
     Attributes:
-        shares: the subdomains of each rank.
-        sent: bytes of probabilities that this rank has sent in training, as a ring sends them: its own and passed on.
+        assigned: the subdomains of each rank.
     """
 
     def __init__(self, whole: CNNDNN):
         super().__init__()
-        self.shares = [share(len(whole.local), count(), r) for r in range(count())]
-        self.local, self.head = whole.local.part(self.shares[rank()]), copy.deepcopy(whole.head)
-        self.sent = 0
+        self.assigned = assign(len(whole.local), world_size())
+        self.local, self.head = whole.local.part(self.assigned[rank()]), copy.deepcopy(whole.head)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, *image_shape) → logits (B, K), the same on every rank."""
@@ -128,20 +125,18 @@ class Share(nn.Module):
 
         Through `all_gather` with autograd every rank would add its own copy of the loss to local gradients.
         """
-        most = max(map(len, self.shares))
+        most = max(map(len, self.assigned))
         padded = own.new_zeros(len(own), most, own.shape[2])
         padded[:, : own.shape[1]] = own.detach()
-        parts = [torch.empty_like(padded) for _ in self.shares]
+        parts = [torch.empty_like(padded) for _ in self.assigned]
         with _lost_ranks_are_named():
             dist.all_gather(parts, padded)
-        if self.training:
-            self.sent += (len(parts) - 1) * padded.numel() * padded.element_size()
-        parts = [part[:, : len(held)] for part, held in zip(parts, self.shares, strict=True)]
+        parts = [part[:, : len(held)] for part, held in zip(parts, self.assigned, strict=True)]
         parts[rank()] = own
         return torch.cat(parts, 1)
 
-    def epoch_sent(self) -> int:
-        """Bytes sent since the last call.
+    def agreed(self) -> int:
+        """The number of ranks, whose copies of the dense network are the same.
 
         Raises:
             RuntimeError: the copies of the dense network have drifted apart.
@@ -153,8 +148,7 @@ class Share(nn.Module):
                 f"the copies of the dense network differ between ranks ({copies}). All ranks need the same kind of "
                 "processor, the same versions and the same number of threads."
             )
-        sent, self.sent = self.sent, 0
-        return sent
+        return len(found)
 
 
 @trains
@@ -163,6 +157,7 @@ def train_coherent(
     data: ImageSet | Split,
     recipe: Recipe = RECIPES["coherent"],
     *,
+    loss: Loss | None = None,
     metrics: Metrics | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | str = True,
@@ -170,24 +165,23 @@ def train_coherent(
     """`fit` for the coherent model (P1) on all ranks: called by each, with the same model, which it trains in place.
 
     The same mathematics as in one process, and the same checkpoint, written by the first rank: any number of ranks
-    can go on where another has stopped.  The history has two columns more: ranks, and sent, bytes that the first rank
-    sent.
+    can go on where another has stopped.  The history has one column more, ranks.
 
     Raises:
         ValueError: as `fit`; more ranks than subdomains.
         RuntimeError: a rank was lost, or the copies of the dense network differ.
     """
-    if count() == 1:
-        return fit(model, data, recipe, metrics=metrics, checkpoint=checkpoint, progress=progress)
+    if world_size() == 1:
+        return fit(model, data, recipe, loss=loss, metrics=metrics, checkpoint=checkpoint, progress=progress)
     model.head.load_state_dict(from_first(lambda: _on_cpu(model.head)))
     if checkpoint is not None:
-        split = data.train if isinstance(data, ImageSet) else data
-        checkpoint = _SharedCheckpoint(checkpoint, digest_of(model, split.images, split.labels))
-    part = Share(model)
-    counted = {"ranks": lambda part: len(part.shares), "sent": lambda part: part.epoch_sent(), **(metrics or {})}
-    history = fit(part, data, recipe, metrics=counted, checkpoint=checkpoint, progress=rank() == 0 and progress)
-    model.to(next(part.parameters()).device)
-    for indices, state in zip(part.shares, _gathered(_on_cpu(part.local)), strict=True):
+        split = split_of(data, "train_coherent")
+        checkpoint = _SharedCheckpoint(checkpoint, model, split.images, split.labels)
+    part, options = DistributedCNNDNN(model), {"loss": loss, "checkpoint": checkpoint}
+    metrics = {"ranks": lambda part: part.agreed(), **(metrics or {})}
+    history = fit(part, data, recipe, metrics=metrics, progress=rank() == 0 and progress, **options)
+    model.normalisation = part.normalisation
+    for indices, state in zip(part.assigned, _gathered(_on_cpu(part.local)), strict=True):
         few = model.local.part(indices)
         few.load_state_dict(state)
         model.local.load_part(indices, few)
@@ -198,8 +192,8 @@ def train_coherent(
 class _SharedCheckpoint(Checkpoint):
     """The checkpoint of a single process, read and written by the first rank, with the tensors of all."""
 
-    def read(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
-        return from_first(lambda: super(_SharedCheckpoint, self).read(recipe))
+    def read(self, model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
+        return from_first(lambda: super(_SharedCheckpoint, self).read(model, recipe))
 
     def write(self, content: dict[str, Any]) -> None:
         parts = _gathered(content["tensors"], to_first=True)
@@ -213,7 +207,7 @@ def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
 
 def _gathered(own: Any, to_first: bool = False) -> list[Any]:
     """What each rank hands in, on all ranks or on the first alone."""
-    found: list[Any] = [None] * count()
+    found: list[Any] = [None] * world_size()
     with _lost_ranks_are_named():
         if to_first:
             dist.gather_object(own, found if rank() == 0 else None)
@@ -228,6 +222,6 @@ def _lost_ranks_are_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RuntimeError(
-            f"rank {rank()} of {count()} stops: another rank was lost, or does not answer ({error}). Started again "
-            "with the same checkpoint, the training goes on from its last whole epoch (torchrun --max-restarts)."
+            f"rank {rank()} of {world_size()} stops: another rank was lost, or does not answer ({error}). Started "
+            "again with the same checkpoint, the training goes on from its last whole epoch (torchrun --max-restarts)."
         ) from error

@@ -1,0 +1,47 @@
+"""The optimiser and the learning rate of a recipe."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def make_optimizer(model: nn.Module, recipe: Any) -> torch.optim.Optimizer:
+    """The optimiser of a recipe; weight decay is for weights of two or more axes alone."""
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not weights:
+        raise ValueError(f"there is nothing to train: all weights of the {type(model).__name__} are frozen.")
+    spared = {  # as timm's models name what is not decayed
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if callable(getattr(module, "no_weight_decay", None))
+        for name in module.no_weight_decay()
+    }
+    decayed = [name for name, p in weights.items() if p.ndim > 1 and name not in spared]
+    groups = [
+        {"params": [weights[name] for name in decayed], "weight_decay": recipe.weight_decay},
+        {"params": [p for name, p in weights.items() if name not in decayed], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if callable(recipe.optimizer):
+        return recipe.optimizer(groups, recipe.rate)
+    options = {"fused": True} if next(iter(weights.values())).device.type in ("cuda", "cpu") else {}
+    if recipe.optimizer == "sgd":
+        options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(groups, recipe.rate, **options)
+
+
+def schedule(kind: str | Callable[[float], float], t: float, rise: float = 0.2) -> float:
+    """Learning rate as a share of its highest value, at time t of the training in [0, 1)."""
+    if callable(kind):
+        return kind(t)
+    if kind == "constant":
+        return 1.0
+    if kind == "one-cycle":
+        if t < rise:
+            return 0.04 + 0.96 * t / rise
+        t = (t - rise) / (1 - rise)
+    return 0.5 * (1 + math.cos(math.pi * t))

@@ -1,0 +1,3 @@
+"""Where training runs: on executors, a task for each local CNN, and on ranks, as one coherent model."""
+
+from . import ranks as ranks
