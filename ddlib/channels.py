@@ -9,9 +9,8 @@ sub-networks, averaged logits, what the samples are (all, a share or a window), 
 Not checked, for lack of P3's text: which bounds it proves, assuming what, and how it treats batch norm.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,8 @@ from ._internal import checks
 from .decomposition import near_even
 from .images import Split
 from .local import LocalCNNs
-from .networks.backbones import Backbone, GroupedLinear
-
-_LAYERS = (nn.Conv2d, nn.Conv3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear, GroupedLinear)  # that can be split
+from .networks.backbones import Backbone
+from .networks.blocks import check_splittable, matched
 
 
 def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
@@ -39,7 +37,7 @@ def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
     Raises:
         ValueError: more parts than channels, widths that do not add up, or a layer (named) that cannot be split.
     """
-    _check([network])
+    check_splittable([network])
     if isinstance(parts, Sequence):
         widths = [checks.whole("a sub-network's width", width, 1) for width in parts]
         if sum(widths) != network.width:
@@ -48,7 +46,7 @@ def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
         count = checks.whole(f"the number of parts of {network.width} channels", parts, 1, network.width)
         widths = [stop - start for start, stop in near_even(network.width, count)]
     subs = [network.fresh(width) for width in widths]
-    for name, whole, pieces, blocks in _matched(network, subs):
+    for name, whole, pieces, blocks in matched(network, subs):
         for piece, block in zip(pieces, blocks, strict=True):
             piece.copy_(whole[block] * len(subs) if name == "head.weight" else whole[block])
     return subs
@@ -70,9 +68,9 @@ def compose(subs: Sequence[Backbone] | LocalCNNs) -> Backbone:
         ValueError: sub-networks that differ in more than width and weights; a layer (named) that cannot be split.
     """
     subs = [subs.subnet(i) for i in range(len(subs))] if isinstance(subs, LocalCNNs) else list(subs)
-    _check(subs)
+    check_splittable(subs)
     network = subs[0].fresh(sum(sub.width for sub in subs))
-    for name, whole, pieces, blocks in _matched(network, subs):
+    for name, whole, pieces, blocks in matched(network, subs):
         if pieces[0].shape == whole.shape:  # the classifier's bias, counters of batches: their mean
             apart = sum(piece - pieces[0] for piece in pieces) / len(subs)  # 0, without rounding, where all are equal
             whole.copy_(pieces[0] + apart.to(whole.dtype))
@@ -158,52 +156,3 @@ def bounds(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "accuracy_high": (log_p <= log_true).any(1).all(1).double().mean(),
     }
     return {name: figure.item() for name, figure in figures.items()}
-
-
-def _matched(network: Backbone, subs: Sequence[Backbone]) -> Iterator[tuple[str, Tensor, list[Tensor], list[tuple]]]:
-    """Each tensor of a network, the sub-networks' of that name, and the block where each of them lies.
-
-    On an axis where sizes add up the blocks follow one another; an axis in common (channels of the image, pixels of
-    a kernel, classes) belongs to every block.
-    """
-    widths = [sub.width for sub in subs]
-    for sub in subs:
-        for layer, *_ in sorted(_structure(network) ^ _structure(sub)):
-            raise ValueError(f"layer {layer!r} cannot be split: another at width {sub.width} than at {network.width}.")
-    states = [sub.state_dict() for sub in subs]
-    for name, whole in network.state_dict().items():
-        pieces, layer, axes = [state[name] for state in states], name.rpartition(".")[0], []
-        for axis, (size, *sizes) in enumerate(zip(whole.shape, *(piece.shape for piece in pieces), strict=True)):
-            if sum(sizes) == size:
-                axes.append([slice(end - own, end) for own, end in zip(sizes, accumulate(sizes), strict=True)])
-            elif set(sizes) == {size} and (axis > 0 or layer == "head"):
-                axes.append([slice(None)] * len(subs))
-            else:
-                told = f"its sizes {sizes} at widths {widths} do not add up to {size} at width {network.width}"
-                raise ValueError(f"layer {layer!r} cannot be split: {told} (for MobileNetV2, try multiples of 4).")
-        yield name, whole, pieces, [tuple(axis[p] for axis in axes) for p in range(len(subs))]
-
-
-def _structure(network: nn.Module) -> set[tuple[str, ...]]:
-    """Layers and their switches: whether a block of MobileNetV2 has a shortcut, say, which depends on its width."""
-    return {(n, *(k for k, v in vars(m).items() if v is True and k != "training")) for n, m in network.named_modules()}
-
-
-def _check(networks: Sequence[nn.Module]) -> None:
-    """Refuse networks with a layer that mixes channels in its own way, and networks that do not go together."""
-    for network in networks:
-        for name, layer in network.named_modules():
-            full = getattr(layer, "groups", 1) in (1, getattr(layer, "in_channels", 1))  # or depthwise
-            has_own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-            if has_own and not (full and isinstance(layer, _LAYERS) and isinstance(network, Backbone)):
-                told = "only convolutions (full or depthwise), batch norms and linear layers of one Backbone can be"
-                raise ValueError(f"layer {name!r} of a {type(network).__name__} cannot be split: {layer}; {told}.")
-    for what, values in {
-        "kind": [type(network).__name__ for network in networks],
-        "image channels": [network.in_channels for network in networks],
-        "axes": [network.dims for network in networks],
-        "classes": [network.num_classes for network in networks],
-        "device and precision": {f"{p.dtype} on {p.device}" for network in networks for p in network.parameters()},
-    }.items():
-        if len(set(values)) != 1:
-            raise ValueError(f"sub-networks must agree in {what}, got {', '.join(map(str, values)) or 'none'}.")

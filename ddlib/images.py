@@ -106,6 +106,22 @@ def split_of(data: Any, what: str) -> Split:
     raise ValueError(f"{what} takes an ImageSet or a Split, which ddlib.image_set makes, got {type(data).__name__}.")
 
 
+def split_to_predict(model: Any, images: Any) -> Split:
+    """A split as it is, the test images of a set, or images alone, normalised as those that `model` was trained on.
+
+    Raises:
+        ValueError: images alone for a model that `fit` has not trained, or something else.
+    """
+    if not isinstance(images, Tensor):
+        return images.test if isinstance(images, ImageSet) else split_of(images, "predict")
+    known = [module.normalisation for module in model.modules() if hasattr(module, "normalisation")]
+    if not known:
+        raise ValueError("images alone can be predicted by a model that `fit` has trained: give a Split, say.")
+    if images.dtype != torch.uint8 or images.ndim not in (4, 5):
+        raise ValueError(f"images must be uint8 (n, C, *shape), got {images.dtype} {tuple(images.shape)}.")
+    return Split(images, torch.zeros(len(images), dtype=torch.int64), *known[0])
+
+
 def image_set(
     name: str,
     train: tuple[Tensor, Tensor],

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from . import channels
 from ._internal import checks
 from ._internal.devices import choose_device
+from ._internal.losses import balanced_loss
 from .aggregation import DenseAggregator, average_probability, geometric_mean, majority_vote
 from .decomposition import Decomposition
 from .images import ImageSet, Split
 from .local import LocalCNNs
 from .model import CNNDNN, BothLevels
 from .networks.backbones import Builder, build
-from .training import RECIPES, Recipe, balanced_loss, fit, predict, train_aggregator
+from .training import RECIPES, Recipe, fit, predict, train_aggregator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,7 @@ class Trainings:
         samples: str = "all",
     ):
         self.backbone, self.decomposition, self.data = backbone, decomposition, data
-        self.recipes, self.loss = {**RECIPES, **recipes}, balanced_loss(data.train) if balanced else None
+        self.recipes, self.loss = {**RECIPES, **recipes}, balanced_loss(data.train.labels) if balanced else None
         self.size = {"in_channels": data.channels, "num_classes": data.num_classes, "width": width}
         self.local_width, self.seed, self.head, self.ties = local_width, seed, dict(head or {}), ties
         self.local_losses, self.channel_parts, self.samples = local_losses, channel_parts, samples
@@ -141,17 +142,19 @@ class Trainings:
         """Train a whole model on all training images."""
         both = self.local_losses and isinstance(model, CNNDNN)
         trained = BothLevels(model) if both else model
-        self.histories[training] = fit(trained, self.data, self.recipes[training], loss=self.loss)
+        self.histories[training] = fit(trained, self.data, self.recipes[training], loss=self.loss, progress=training)
         return model
 
     def train_local(self, training: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
         """Train the local CNNs, each alone: side by side, which is the same, or each on images of its own."""
         if isinstance(images, Split):
-            self.histories[training] = fit(local, images, self.recipes[training], loss=self.loss)
+            self.histories[training] = fit(local, images, self.recipes[training], loss=self.loss, progress=training)
             return local
         for index, own in enumerate(images):
             part = local.part([index])
-            self.histories[f"{training} {index}"] = fit(part, own, self.recipes[training], loss=self.loss)
+            self.histories[f"{training} {index}"] = fit(
+                part, own, self.recipes[training], loss=self.loss, progress=training
+            )
             local.load_part([index], part)
         return local
 

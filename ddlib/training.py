@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ._internal import checks
 from ._internal.checkpoints import Checkpoint
 from ._internal.devices import PRECISIONS, autocast, check_device, choose_device, seeded
+from ._internal.loop import Diverged, frozen_parts
+from ._internal.losses import Loss, cross_entropy, over_networks, scalar
 from ._internal.optimizers import make_optimizer, schedule
 from ._internal.progress import progress_bar
-from .images import Batches, ImageSet, Split, memory_format, prepare, split_of
+from .images import Batches, ImageSet, Split, memory_format, prepare, split_of, split_to_predict
 from .local import softmax
 from .model import CNNDNN
 
@@ -36,7 +36,6 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 COLUMNS = ("epoch", "loss", "train_accuracy", "rate", "seconds")  # of a history
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Metrics = Mapping[str, Callable[[nn.Module], float]]
 
 
@@ -109,42 +108,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-class Diverged(FloatingPointError):
-    """A training whose loss is no number any more; the message says when, and what to try."""
-
-
 def trains(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates what trains: gradients are on inside, whatever the caller has switched off."""
     return torch.inference_mode(False)(torch.enable_grad()(function))
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits, (B,) labels → a scalar.
-
-    A mean over networks would divide every local gradient by N.
-    """
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return over_networks(F.cross_entropy, logits, labels)
-
-
-def balanced_loss(split: Split) -> Loss:
-    """The cross-entropy in which each class weighs as the inverse of its frequency, 1 in the mean over the images."""
-    counts = split.labels.bincount().clamp_min(1)
-    weight = len(split) / (len(counts) * counts.float())
-    return partial(_weighted, weight)
-
-
-def _weighted(weight: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    each = F.cross_entropy(logits.float(), labels, reduction="none")
-    return (weight.to(labels.device)[labels] * each).mean()
-
-
-def over_networks(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
-    """A loss of logits (B, K) and labels (B,), summed over the networks of logits (B, N, K)."""
-    if logits.ndim == 2:
-        return loss(logits, labels)
-    networks = logits.shape[1]
-    return networks * loss(logits.flatten(0, 1), labels.repeat_interleave(networks))
 
 
 @trains
@@ -260,7 +226,7 @@ def predict(
     Raises:
         ValueError: images without a known normalisation, or an output that is no number.
     """
-    split, first = _to_predict(model, images), next(model.parameters())
+    split, first = split_to_predict(model, images), next(model.parameters())
     size = checks.whole("batch_size", batch_size or max(1, min(500, 8_000_000 // split.images[0].numel())), 1)
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -276,19 +242,6 @@ def predict(
 
 def _single(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def _to_predict(model: nn.Module, images: Any) -> Split:
-    if not isinstance(images, Tensor):
-        return images.test if isinstance(images, ImageSet) else split_of(images, "predict")
-    known = [module.normalisation for module in model.modules() if hasattr(module, "normalisation")]
-    if not known:
-        raise ValueError(
-            "images alone can be predicted by a model that `fit` has trained: give a Split, data.test say."
-        )
-    if images.dtype != torch.uint8 or images.ndim not in (4, 5):
-        raise ValueError(f"images must be uint8 (n, C, *shape), got {images.dtype} {tuple(images.shape)}.")
-    return Split(images, torch.zeros(len(images), dtype=torch.int64), *known[0])
 
 
 def accuracy(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float | list[float]:
@@ -329,7 +282,7 @@ def _optimise(
             raise ValueError(f"a metric cannot be called {name!r}: the history has {', '.join(COLUMNS)} already.")
     steps, optimizer = len(labels) // recipe.batch_size, make_optimizer(model, recipe)
     history = [] if checkpoint is None else checkpoint.load(model, optimizer, recipe.described())
-    title, frozen = progress if isinstance(progress, str) else type(model).__name__, _frozen(model)
+    title, frozen = progress if isinstance(progress, str) else type(model).__name__, frozen_parts(model)
     try:
         with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
             for epoch in range(len(history), recipe.epochs):
@@ -343,7 +296,7 @@ def _optimise(
                     message = f"batch_size {recipe.batch_size} does not fit into the memory of {labels.device.type}"
                     raise RuntimeError(f"{message}: take a smaller one, or engine='loop' for local CNNs.") from error
                 if not math.isfinite(mean):
-                    raise Diverged(_diverged(title, epoch, mean, history, recipe))
+                    raise Diverged.of(title, epoch, mean, history, recipe)
                 row = dict(zip(COLUMNS, (epoch + 1, mean, right, optimizer.param_groups[0]["lr"]), strict=False))
                 row |= {"seconds": time.perf_counter() - start}
                 row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
@@ -357,20 +310,6 @@ def _optimise(
         if checkpoint is not None:
             checkpoint.leave(model)
     return pd.DataFrame(history)
-
-
-def _frozen(model: nn.Module) -> list[nn.Module]:
-    """Parts that are in eval mode and have weights, all frozen: they stay in eval mode."""
-    parts = [module for module in model.modules() if not module.training]
-    return [p for p in parts if (w := list(p.parameters())) and not any(weight.requires_grad for weight in w)]
-
-
-def _diverged(title: str, epoch: int, loss: float, history: list[dict[str, Any]], recipe: Recipe) -> str:
-    before = f"; after epoch {epoch} it was {history[-1]['loss']:.3g}" if history else ""
-    return (
-        f"the training of {title} diverged: the loss of epoch {epoch + 1} is {loss}{before}. Try a rate below "
-        f'{recipe.rate:g}, a longer rise, or precision="fp32".'
-    )
 
 
 def _epoch(
@@ -399,7 +338,7 @@ def _epoch(
             targets = labels[chosen[step]]
             with cast:
                 logits = model(inputs)
-            cost = cross_entropy(logits, targets) if loss is None else _scalar(over_networks(loss, logits, targets))
+            cost = cross_entropy(logits, targets) if loss is None else scalar(over_networks(loss, logits, targets))
             optimizer.zero_grad(set_to_none=True)
             cost.backward()
             optimizer.step()
@@ -407,10 +346,3 @@ def _epoch(
             right += (logits.detach().argmax(-1).view(size, -1) == targets[:, None]).to(wide).mean()
             after_step()
     return loss_sum.item() / steps, right.item() / steps
-
-
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"a loss must return a scalar tensor that depends on the logits, got {found}.")
-    return loss

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddlib import CNNDNN, Decomposition, DenseAggregator, average_probability, majority_vote
-from ddlib.aggregation import importance
+from ddlib.study.importance import importance
 
 
 @st.composite

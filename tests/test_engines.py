@@ -138,19 +138,22 @@ def test_other_processes_give_the_weights_of_the_loop_bit_for_bit_as_tensors(tin
 
 
 def test_an_executor_gets_plain_tasks(tiny):
-    """A top-level function, a part, the data by name where they have one, the recipe."""
+    """A top-level function, a part, the data by name where they have one, the recipe.
+
+    Where the caller has others than lie behind the name, labels changed in place, say, these are trained on.
+    """
     dec = Decomposition.grid((12, 12), 2)
     here, named = Here(), replace(tiny, source=partial(ddlib.load_dataset, "digits"))
-    with pytest.raises(ValueError, match="images of digits on this worker are not the caller's"):  # loaded by name
-        trained(local_cnns("vgg9", dec, channels=3), named, PLAIN, here)
-    task, (part, data, recipe, checkpoint, _) = here.tasks[0]
+    found, _ = trained(local_cnns("vgg9", dec, channels=3), named, PLAIN, here)
+    task, (part, data, recipe, loss, checkpoint, _) = here.tasks[0]
     assert task is train_part
     assert len(part) == 1
     source, digest = pickle.loads(data)
     assert source().name == "digits"
     assert digest == named.digest
-    assert recipe == PLAIN
-    assert checkpoint is None
+    assert (recipe, loss, checkpoint) == (PLAIN, None, None)
+    expected, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "loop")
+    assert_same_state(found, expected)
 
 
 class Strangers(Executor):
@@ -307,7 +310,7 @@ def test_a_chosen_number_of_threads_is_kept(tiny, monkeypatch):
             if told:
                 monkeypatch.setenv("OMP_NUM_THREADS", told)
             torch.set_num_threads(threads)
-            train_part(part, tiny.train, PLAIN, None, "another process")
+            train_part(part, tiny.train, PLAIN, None, None, "another process")
             assert seen.pop() == (expected or threads)
             assert torch.get_num_threads() == threads
     finally:

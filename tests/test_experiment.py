@@ -11,8 +11,10 @@ from ddlib import Experiment, Record, accuracy_table, gather, interval
 from ddlib._internal.files import DamagedFile
 from ddlib.data.sets import DATASETS, Entry
 from ddlib.images import prepare
-from ddlib.model import CNNDNN, BothLevels
-from ddlib.study import records, stages
+from ddlib.model import BothLevels
+from ddlib.networks.backbones import build
+from ddlib.study import records
+from ddlib.study import trainings as kept
 from ddlib.training import cross_entropy, predict
 
 SMALL = {"dataset": "tiny", "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 16, "precision": "fp32"}
@@ -40,8 +42,8 @@ def trainings(monkeypatch):
     """The names of the trainings that are called, in order."""
     called = []
     for name in TRAININGS:
-        real = getattr(stages, name)
-        monkeypatch.setattr(stages, name, lambda *a, name=name, real=real, **o: (called.append(name), real(*a, **o))[1])
+        real = getattr(kept, name)
+        monkeypatch.setattr(kept, name, lambda *a, name=name, real=real, **o: (called.append(name), real(*a, **o))[1])
     return called
 
 
@@ -95,7 +97,7 @@ def test_what_a_strategy_costs(everything):
 
 def build_global():
     torch.manual_seed(0)
-    return stages.build("vgg9", in_channels=3, num_classes=4, width=8)
+    return build("vgg9", in_channels=3, num_classes=4, width=8)
 
 
 def test_history_of_every_training(everything):
@@ -216,7 +218,7 @@ def test_nothing_is_trained_that_is_not_needed(trainings, strategy, needed):
 
 def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
     """Before its first step it gives the logits of the two trained parts, and its training leaves those alone."""
-    found, real = {}, stages.train_coherent
+    found, real = {}, kept.train_coherent
 
     def fit(model, data, recipe, **options):
         x = prepare(data.test.images, data.test)
@@ -225,9 +227,9 @@ def test_the_transfer_model_starts_as_the_cnn_dnn(tiny, monkeypatch):
         found["before"] = predict(runs[0].model("cnn-dnn"), data.test, precision="fp32")
         return real(model, data, recipe, **options)
 
-    runs, make = [], stages.Stages.__init__
-    monkeypatch.setattr(stages.Stages, "__init__", lambda self, *a: (runs.append(self), make(self, *a))[1])
-    monkeypatch.setattr(stages, "train_coherent", fit)
+    runs, make = [], kept.KeptTrainings.__init__
+    monkeypatch.setattr(kept.KeptTrainings, "__init__", lambda self, *a: (runs.append(self), make(self, *a))[1])
+    monkeypatch.setattr(kept, "train_coherent", fit)
     Experiment(**SMALL, strategies=("transfer", "cnn-dnn")).run(progress=False)
     two_steps = runs[0].model("cnn-dnn")
     with torch.no_grad():
@@ -406,7 +408,7 @@ def test_an_interrupted_point_goes_on(tmp_path, trainings, monkeypatch):
     point = Experiment(**SMALL, strategies=("cnn-dnn",))
     expected = point.record(progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "train_aggregator", fail)
+        patch.setattr(kept, "train_aggregator", fail)
         with pytest.raises(KeyboardInterrupt):
             point.record(tmp_path, progress=False)
     assert list(tmp_path.glob("*.json")) == []
@@ -513,7 +515,7 @@ def untrained(monkeypatch):
         raise AssertionError("something was trained")
 
     for name in TRAININGS:
-        monkeypatch.setattr(stages, name, never)
+        monkeypatch.setattr(kept, name, never)
 
 
 @pytest.mark.parametrize(
@@ -599,9 +601,9 @@ def test_the_dense_network_learns_from_folds_that_the_local_cnns_did_not_see():
 
 
 def test_folds_are_disjoint_and_keep_the_classes(monkeypatch):
-    seen, real = [], stages.predict
-    monkeypatch.setattr(stages, "predict", lambda model, split, **o: (seen.append(split), real(model, split, **o))[1])
-    run = stages.Stages(point := Experiment(**SMALL, out_of_fold=4), point.data(), None, False)
+    seen, real = [], kept.predict
+    monkeypatch.setattr(kept, "predict", lambda model, split, **o: (seen.append(split), real(model, split, **o))[1])
+    run = kept.KeptTrainings(point := Experiment(**SMALL, out_of_fold=4), point.data(), None, False)
     p = run._out_of_fold()
     assert sorted(len(split) for split in seen) == [16] * 4
     assert all(torch.bincount(split.labels).tolist() == [4] * 4 for split in seen)
@@ -612,8 +614,8 @@ def test_local_losses_reach_the_local_cnns_also_where_the_dense_network_says_not
     """With a head of zeros no gradient passes through it; the added local losses are those of local training."""
     torch.manual_seed(0)
     point = Experiment(**SMALL)
-    run = stages.Stages(point, point.data(), None, False)
-    model = run._fresh(lambda: CNNDNN(run._local_cnns(), run._dense_network())).double()
+    run = kept.KeptTrainings(point, point.data(), None, False)
+    model = run.new(run.cnn_dnn).double()
     for p in model.head.parameters():
         torch.nn.init.zeros_(p)
     x, y = prepare(run.data.train.images[:8], run.data.train, torch.float64), run.data.train.labels[:8]

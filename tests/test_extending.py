@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from ddlib.study.stages import AGGREGATES, STRATEGIES
-
 from ddlib.data.sets import DATASETS
 from ddlib.networks.backbones import BACKBONES
+from ddlib.strategies import STRATEGIES
+from ddlib.training import RECIPES
 
 PAGE = Path(__file__).parents[1] / "extending.md"
 
@@ -19,12 +19,13 @@ def test_examples_run():
         for block in blocks:
             exec(block, names)
     finally:
-        AGGREGATES.pop("geometric", None)
-        STRATEGIES.pop("geometric", None)
+        for name in ("median", "new head"):
+            STRATEGIES.pop(name, None)
+            RECIPES.pop(name, None)
         BACKBONES.pop("tiny", None)
         DATASETS.pop("mine", None)
     assert set(names["first"]["strategy"]) == {"global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"}
     assert len(names["local"]) == 4
     assert names["p"].shape == names["q"]["test"].shape == (30, 4, 3)
-    assert list(names["table"].columns) == ["local", "vote", "geometric"]
+    assert list(names["table"].columns) == ["local", "vote", "median"]
     assert [row[3:5] for row in names["table"].index] == [("2x2", 0), ("2x2", 2)]

@@ -13,7 +13,7 @@ import torch
 
 from ddlib import Experiment
 from ddlib.study import records
-from ddlib.study.trainings import KeptTrainings as Stages
+from ddlib.study.trainings import KeptTrainings
 
 GOLDEN = Path(__file__).parent / "golden.json"
 SMALL = {"dataset": "digits", "train_size": 144, "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 48}
@@ -31,7 +31,7 @@ def losses(point: dict) -> dict[str, list[float]]:
     torch.set_default_dtype(torch.float64)
     try:
         experiment = Experiment(**{**SMALL, **point}, precision="fp32")
-        run = Stages(experiment, experiment.data(), None, progress=False)
+        run = KeptTrainings(experiment, experiment.data(), None, progress=False)
         for strategy in experiment.strategies:
             run.probabilities(strategy, "test")
         return {stage: history["loss"].tolist() for stage, history in run.histories.items()}

@@ -18,13 +18,18 @@ pytest_plugins = ("pytester",)
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(ddlib.__file__).parent
 FILES = sorted(path.relative_to(HERE) for path in HERE.rglob("*.py"))
-# What the files of a folder may import: the method knows no wing, and the wings stand on one another downwards.
+# What the files of a folder may import: the method stands on `networks` and `_internal`, all else on the method.
+BELOW = {"_internal", "networks"}
+METHOD = BELOW | {""}
 WINGS = {
-    "": {""},
-    "data": {"", "data"},
-    "study": {"", "data", "study"},
-    "report": {"", "data", "study", "report"},
-    "cost": {"", "data", "study", "cost"},
+    "_internal": {"_internal"},
+    "networks": BELOW,
+    "": METHOD,
+    "parallel": METHOD | {"parallel"},
+    "data": METHOD | {"parallel", "data"},
+    "study": METHOD | {"parallel", "data", "study"},
+    "report": METHOD | {"parallel", "data", "study", "report"},
+    "cost": METHOD | {"parallel", "data", "study", "cost"},
 }
 
 

@@ -82,8 +82,8 @@ def test_every_strategy_is_drawn(ax):
 
 
 def test_strategies_differ_in_grey_by_their_markers():
-    assert len({marker for _, marker in plots.STYLE.values()}) == len(plots.STYLE)
-    assert len({to_rgb(colour) for colour, _ in plots.STYLE.values()}) == len(plots.STYLE)
+    assert len({row.marker for row in ddlib.STRATEGIES.values()}) == len(ddlib.STRATEGIES)
+    assert len({to_rgb(row.colour) for row in ddlib.STRATEGIES.values()}) == len(ddlib.STRATEGIES)
 
 
 def trainings() -> pd.DataFrame:
@@ -107,19 +107,19 @@ def test_transfer_starts_after_what_it_needs_and_as_the_cnn_dnn(ax):
         }
     )
     plots.convergence(ax, trainings(), results, "second")
-    transfer = [line for line in ax.lines if line.get_marker() == plots.STYLE["transfer"][1]]
+    transfer = [line for line in ax.lines if line.get_marker() == plots.style_of("transfer")[1]]
     before = 2 * (2.0 + 1.0 + 0.5)
     assert [list(line.get_xdata()) for line in transfer] == [[before, before + 1, before + 2]]
     assert [line.get_ydata()[0] for line in transfer] == [50]  # the mean of 40, 50 and 60, which the band spans
     assert any({(before, 40), (before, 60)} <= {*map(tuple, b.get_paths()[0].vertices)} for b in ax.collections)
-    others = [line for line in ax.lines if line.get_marker() == plots.STYLE["global"][1]]
+    others = [line for line in ax.lines if line.get_marker() == plots.style_of("global")[1]]
     assert [list(line.get_xdata()) for line in others] == [[4, 8]]
 
 
 def test_transfer_by_epoch_starts_at_none(ax):
     results = pd.concat([frame(**{"cnn-dnn": 0.4}).assign(seed=seed) for seed in range(3)])
     plots.convergence(ax, trainings(), results)
-    transfer = [line for line in ax.lines if line.get_marker() == plots.STYLE["transfer"][1]]
+    transfer = [line for line in ax.lines if line.get_marker() == plots.style_of("transfer")[1]]
     assert [list(line.get_xdata()) for line in transfer] == [[0, 1, 2]]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert len(labels) == len(set(labels)) == 4

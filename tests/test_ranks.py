@@ -41,7 +41,7 @@ def joined(place, task, model, *arguments):
     """Run a task as one of several ranks, on a copy of the model: processes of one host share what they are sent."""
     number, ranks, port = place
     os.environ.update(RANK=str(number), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with distributed.ranks(timeout=60):
+    with distributed.process_group(timeout=60):
         return task(copy.deepcopy(model), *arguments)
 
 
@@ -73,12 +73,12 @@ def followed(model, data, recipe):
 
 def disturbed(model, data, recipe):
     """The second rank sees other probabilities than the first."""
-    real = distributed.Share.gather
-    distributed.Share.gather = lambda self, own: real(self, own) + 1e-6 * distributed.rank()
+    real = distributed.DistributedCNNDNN.gather
+    distributed.DistributedCNNDNN.gather = lambda self, own: real(self, own) + 1e-6 * distributed.rank()
     try:
         return distributed.train_coherent(model, data, recipe, progress=False)
     finally:
-        distributed.Share.gather = real
+        distributed.DistributedCNNDNN.gather = real
 
 
 def lost(model, data, recipe, checkpoint):
@@ -148,13 +148,6 @@ def test_every_rank_has_the_same_dense_network_bit_for_bit(data, on_ranks):
         assert_same_state(model, models[0])
 
 
-def test_bytes_of_probabilities_are_counted(data, on_ranks):
-    (_, history), *_ = on_ranks(4, train, coherent(), data, replace(PLAIN, epochs=2))
-    assert history["ranks"].tolist() == [4, 4]
-    steps, batch, most, classes, double = 3, 16, 2, 4, 8
-    assert history["sent"].tolist() == [3 * steps * batch * most * classes * double] * 2
-
-
 def test_accuracy_is_followed_by_all_ranks_together(data, on_ranks, alone):
     metric = {"test_accuracy": lambda m: ddlib.accuracy(ddlib.predict(m, data.test), data.test.labels)}
     expected = alone(coherent(), data, LONGER, metrics=metric)
@@ -172,14 +165,14 @@ def test_copies_of_the_dense_network_that_differ_are_an_error(data, on_ranks):
     [(4, 1, [4]), (4, 2, [2, 2]), (4, 3, [2, 1, 1]), (7, 4, [2, 2, 2, 1]), (3, 3, [1, 1, 1])],
 )
 def test_subdomains_are_shared_evenly(subdomains, ranks, expected):
-    shares = [distributed.share(subdomains, ranks, rank) for rank in range(ranks)]
+    shares = distributed.assign(subdomains, ranks)
     assert [len(one) for one in shares] == expected
     assert [index for one in shares for index in one] == list(range(subdomains))
 
 
 def test_more_ranks_than_subdomains_are_refused():
     with pytest.raises(ValueError, match="5 ranks cannot share 4 subdomains"):
-        distributed.share(4, 5, 0)
+        distributed.assign(4, 5)
 
 
 # ── checkpoints ──
@@ -279,10 +272,10 @@ def told(queue, *arguments):
 
 def test_outside_torchrun_there_is_one_rank(monkeypatch, tiny):
     monkeypatch.delenv("RANK", raising=False)
-    with distributed.ranks() as rank:
-        assert (rank, distributed.count()) == (0, 1)
+    with distributed.process_group() as rank:
+        assert (rank, distributed.world_size()) == (0, 1)
         assert distributed.from_first(lambda: "x") == "x"
     model = coherent()
     assert isinstance(model, nn.Module)
     history = distributed.train_coherent(model, tiny, PLAIN, progress=False)
-    assert "sent" not in history
+    assert "ranks" not in history

@@ -8,7 +8,6 @@ have their groups along the first axis, so that one network is a slice of every 
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from .._internal import checks
 from .convolution import CONV
+from .own import checked
 
 # What a layer's sizes are called, that a number of groups multiplies.
 _SIZES = ("groups", "in_channels", "out_channels", "num_features", "num_channels", "num_groups", "num_parameters")
@@ -314,51 +314,14 @@ def build(
             raise ValueError(f"{name!r} cannot be grouped; only {', '.join(filter(groupable, BACKBONES))} can.")
         takes = inspect.signature(kind).parameters
         given = {"window_shape": tuple(window_shape)} if window_shape and "window_shape" in takes else {}
-        return _checked(kind(**spec, **given), name, in_channels, num_classes, 1, window_shape)
+        return checked(kind(**spec, **given), name, in_channels, num_classes, 1, window_shape)
     if checks.whole("groups", groups, 1) == 1:
-        return _checked(kind(**spec, groups=1), name, in_channels, num_classes, 1, window_shape)
+        return checked(kind(**spec, groups=1), name, in_channels, num_classes, 1, window_shape)
     with torch.random.fork_rng(devices=[]):
         together = kind(**spec, groups=groups)
     for group in range(groups):
         together.load_single(group, kind(**spec, groups=1))
-    return _checked(together, name, in_channels, num_classes, groups, window_shape)
-
-
-@torch.no_grad()
-def _checked(
-    net: Any, name: str | Builder, channels: int, classes: int, groups: int, shape: Sequence[int] | None
-) -> nn.Module:
-    """A network of one's own, held against what is asked of it by two cheap forward passes.
-
-    Raises:
-        ValueError: no module, nothing to train, outputs that are no logits, groups that see one another's windows.
-    """
-    what = f"the network of {name if isinstance(name, str) else getattr(name, '__qualname__', name)}"
-    if not isinstance(net, nn.Module) or not any(True for _ in net.parameters()):
-        raise ValueError(f"{what} must be an nn.Module with parameters, got {type(net).__name__}.")
-    if shape is None or type(net).__module__ == __name__:
-        return net
-    modes = {module: module.training for module in net.modules()}
-    with torch.random.fork_rng(devices=[]):
-        like = next(net.parameters())
-        x = torch.rand(2, groups * channels, *shape, dtype=torch.float64).to(like.device, like.dtype)
-        net.eval()
-        try:
-            y = net(x)
-        except Exception as error:
-            raise ValueError(f"{what} cannot take images {tuple(x.shape)}: {error}") from error
-        if not isinstance(y, Tensor) or tuple(y.shape) != (2, groups * classes):
-            found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            wanted = f"logits (B, {groups * classes}), {classes} classes for each of {groups} windows"
-            raise ValueError(f"{what} must return {wanted}, got {found} for B = 2.")
-        if groups > 1:
-            x[:, channels:] = 1 - x[:, channels:]  # all windows but the first are others
-            moved = (net(x)[:, :classes] - y[:, :classes]).abs().max()
-            if moved > 1e-4 * (1 + y.abs().max()):
-                raise ValueError(f"{what} lets its groups see one another: the first one's logits move by {moved:.2g}.")
-    for module, mode in modes.items():
-        module.training = mode
-    return net
+    return checked(together, name, in_channels, num_classes, groups, window_shape)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -100,7 +100,7 @@ class Settings:
             "strategies": tuple(checks.one_of("strategy", s, STRATEGIES) for s in self.strategies),
             "engine": checks.one_of("engine", self.engine, ENGINES),
             "options": self._options(),
-            "rate": number(self.rate),
+            "rate": checks.real("rate", number(self.rate), 0, open_low=True),
             "samples": None if samples == "all" else samples,
             "dense_start": unless("random", checks.one_of("dense_start", self.dense_start or "random", STARTS)),
             "ties": unless("average", checks.one_of("ties", self.ties or "average", TIES)),

@@ -1,0 +1,23 @@
+"""What the training loop does on the side."""
+
+from typing import Any
+
+from torch import nn
+
+
+def frozen_parts(model: nn.Module) -> list[nn.Module]:
+    """Parts that are in eval mode and have weights, all frozen: they stay in eval mode."""
+    parts = [module for module in model.modules() if not module.training]
+    return [p for p in parts if (w := list(p.parameters())) and not any(weight.requires_grad for weight in w)]
+
+
+class Diverged(FloatingPointError):
+    """A training whose loss is no number any more; the message says when, and what to try."""
+
+    @classmethod
+    def of(cls, title: str, epoch: int, loss: float, history: list[dict[str, Any]], recipe: Any) -> "Diverged":
+        before = f"; after epoch {epoch} it was {history[-1]['loss']:.3g}" if history else ""
+        return cls(
+            f"the training of {title} diverged: the loss of epoch {epoch + 1} is {loss}{before}. Try a rate below "
+            f'{recipe.rate:g}, a longer rise, or precision="fp32".'
+        )

@@ -1,0 +1,48 @@
+"""Losses of logits (B, K), and of N networks side by side, (B, N, K)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits, (B,) labels → a scalar.
+
+    A mean over networks would divide every local gradient by N.
+    """
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return over_networks(F.cross_entropy, logits, labels)
+
+
+def balanced_loss(labels: Tensor) -> Loss:
+    """The cross-entropy in which each class weighs as the inverse of its frequency, 1 in the mean over the images."""
+    counts = labels.bincount().clamp_min(1)
+    weight = len(labels) / (len(counts) * counts.float())
+    return partial(_weighted, weight)
+
+
+def _weighted(weight: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    each = F.cross_entropy(logits.float(), labels, reduction="none")
+    return (weight.to(labels.device)[labels] * each).mean()
+
+
+def over_networks(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """A loss of logits (B, K) and labels (B,), summed over the networks of logits (B, N, K)."""
+    if logits.ndim == 2:
+        return loss(logits, labels)
+    networks = logits.shape[1]
+    return networks * loss(logits.flatten(0, 1), labels.repeat_interleave(networks))
+
+
+def scalar(loss: Any) -> Tensor:
+    """A loss of one's own, when it is what can be trained on; otherwise a ValueError that says what it must be."""
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"a loss must return a scalar tensor that depends on the logits, got {found}.")
+    return loss
