@@ -1,0 +1,385 @@
+"""What was set on networks stays as it was set in every engine, and a network of one's own is held to what is asked."""
+
+import copy
+import pickle
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_same_state, small_net
+from torch import nn
+from torch.nn import functional as F
+
+import ddlib
+from ddlib import CNNDNN, Decomposition, DenseAggregator, LocalCNNs, Recipe, fit, predict, process_pool, train_local
+from ddlib.networks.backbones import VGG9, Backbone
+
+R = Recipe(epochs=2, batch_size=16, rate=0.05, precision="fp32")
+DEC = Decomposition.grid((12, 12), 2)
+
+
+def mk(backbone, **options) -> LocalCNNs:
+    torch.manual_seed(0)
+    return LocalCNNs(backbone, DEC, in_channels=3, num_classes=4, width=8, **options)
+
+
+def dropping(in_channels: int, num_classes: int, width: int, dims: int) -> nn.Module:
+    net = small_net(in_channels, num_classes, width, dims)
+    return nn.Sequential(net[:2], nn.Dropout(0.1), nn.BatchNorm2d(2 * width), net[2:])
+
+
+class Dropping(VGG9):
+    def __init__(self, in_channels, num_classes, width, dims=2, groups=1):
+        super().__init__(in_channels, num_classes, width, dims, groups)
+        self.features.append(nn.Dropout(0.1))
+
+
+def engines():
+    yield "loop"
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+# ── a copy is a copy of all ──
+
+
+@pytest.mark.parametrize("backbone", [dropping, Dropping])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda n: n.part(range(4)), lambda n: pickle.loads(pickle.dumps(n))])
+def test_a_copy_keeps_what_was_set(backbone, how):
+    local = mk(backbone)
+    for net in local.networks:
+        for layer in net.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.7
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps, layer.momentum = 0.1, 0.3
+                layer.eval()
+        next(net.parameters()).requires_grad_(False)
+    again = how(local)
+    assert_same_state(again, local)
+    for old, new in zip(local.modules(), again.modules(), strict=True):
+        for name in ("p", "eps", "momentum", "training"):
+            assert getattr(old, name, None) == getattr(new, name, None)
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in local.parameters()]
+    one = local.subnet(2)
+    assert {m.p for m in one.modules() if isinstance(m, nn.Dropout)} == {0.7}
+    assert not next(one.parameters()).requires_grad
+
+
+def test_frozen_weights_stay_in_every_engine(tiny):
+    local = mk(dropping)
+    for net in local.networks:
+        net[0][0].requires_grad_(False)
+    for engine in engines():
+        trained = copy.deepcopy(local)
+        train_local(trained, tiny, R, engine=engine, progress=False)
+        for old, new in zip(local.networks, trained.networks, strict=True):
+            assert torch.equal(old[0][0].weight, new[0][0].weight)
+            assert not torch.equal(old[3][-1].weight, new[3][-1].weight)
+
+
+def test_hooks_and_replaced_activations_are_used_in_every_engine(tiny):
+    seen = []
+    local = mk(dropping)
+    for net in local.networks:
+        net[0][1] = nn.Tanh()
+        net[0].register_forward_hook(lambda *_: seen.append(1))
+    results = []
+    for engine in engines():
+        seen.clear()
+        results.append(copy.deepcopy(local))
+        train_local(results[-1], tiny, R, engine=engine, progress=False)
+        assert len(seen) == 4 * 2 * 4  # networks, epochs, steps
+    assert_same_state(*results)
+    assert all(isinstance(net[0][1], nn.Tanh) for net in results[0].networks)
+
+
+def test_a_frozen_part_in_eval_mode_stays_so(tiny):
+    model = VGG9(3, 4, 4)
+    model.features.requires_grad_(False).eval()
+    before = copy.deepcopy(model.features)
+    fit(model, tiny, R, progress=False)
+    assert_same_state(model.features, before)
+    assert model.head.training
+    assert not model.features.training
+
+
+def test_a_layer_that_cannot_be_taken_apart_is_named():
+    local = mk("vgg9")
+    torch.nn.utils.parametrizations.spectral_norm(local.networks[0].features[0])
+    with pytest.raises(ValueError, match=r"layer 'features\.0\S*' .* side by side cannot be taken apart"):
+        local.subnet(0)
+
+
+def test_sub_networks_of_another_width_keep_settings_and_refuse_replaced_layers():
+    net = Dropping(3, 4, 8)
+    net.features[-1].p = 0.4
+    assert {m.p for m in net.fresh(4).modules() if isinstance(m, nn.Dropout)} == {0.4}
+    net.features[2] = nn.Tanh()
+    with pytest.raises(ValueError, match=r"layer 'features\.2' was replaced by Tanh"):
+        ddlib.channels.split(net, 2)
+
+
+# ── what a builder returns ──
+
+
+class Flat(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.weight, self.output = nn.Parameter(torch.ones(1)), output
+
+    def forward(self, x):
+        return self.output(x * self.weight)
+
+
+RETURNS = {
+    r"got \(2, 4, 6, 6\)": lambda **_: Flat(lambda x: x[:, :1].expand(-1, 4, -1, -1)),
+    r"4 classes for each of 1 windows, got \(2, 1000\)": lambda **_: Flat(
+        lambda x: x.flatten(1)[:, :1].expand(-1, 1000)
+    ),
+    r"got \(2, 2\) for B = 2": lambda **_: Flat(lambda x: x.flatten(1)[:, :2]),
+    "got dict": lambda **_: Flat(lambda x: {"out": x}),
+    "got tuple": lambda **_: Flat(lambda x: (x, x)),
+    "must be an nn.Module with parameters, got Sequential": lambda **_: nn.Sequential(nn.Flatten()),
+    "must be an nn.Module with parameters, got int": lambda **_: 3,
+    r"cannot take images \(2, 3, 6, 6\)": lambda **_: nn.Sequential(nn.Conv2d(3, 4, 9), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("message", RETURNS)
+def test_what_a_builder_returns_is_checked_when_it_is_built(message):
+    with pytest.raises(ValueError, match=message):
+        mk(RETURNS[message])
+
+
+def test_the_same_module_again_is_refused():
+    net = small_net(3, 4, 8, 2)
+    with pytest.raises(ValueError, match="returns the same module again"):
+        mk(lambda **_: net)
+
+
+class Talking(VGG9):
+    def forward(self, x):
+        return super().forward(F.normalize(x, dim=1))
+
+
+class Normed(VGG9):
+    def __init__(self, *size, **options):
+        super().__init__(*size, **options)
+        self.features.append(nn.GroupNorm(1, self.head.weight.shape[1] * self.groups))
+
+
+@pytest.mark.parametrize("kind", [Talking, Normed])
+def test_groups_that_see_one_another_are_refused(kind):
+    assert isinstance(kind(3, 4, 8), Backbone)
+    with pytest.raises(ValueError, match="lets its groups see one another"):
+        mk(kind)
+
+
+def test_a_builder_may_ask_for_the_shape_of_its_window(tiny):
+    def flat(in_channels, num_classes, width, dims, window_shape):
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * window_shape[0] * window_shape[1], num_classes))
+
+    dec = Decomposition.grid((12, 12), (1, 2), coarse=True)
+    local = LocalCNNs(flat, dec, in_channels=3, num_classes=4, width=8)
+    assert [net[1].in_features for net in local.networks] == [3 * 12 * 6] * 3
+    train_local(local, tiny, R, progress=False)
+
+
+# ── NaN is no result ──
+
+
+def test_a_training_that_diverges_stops_and_says_so(tiny, tmp_path):
+    wild = replace(R, rate=1e30, epochs=5, schedule="constant")
+    for engine in ("fused", "loop"):
+        with pytest.raises(ddlib.Diverged, match=r"diverged: the loss of epoch \d is nan.* Try a rate below 1e\+30"):
+            train_local(mk("vgg9"), tiny, wild, engine=engine, progress=False)
+    point = ddlib.Experiment(tiny, rate=1e30, epochs=5, width=8, batch_size=16)
+    with pytest.raises(ddlib.Diverged):
+        point.record(tmp_path, progress=False)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_one_local_cnn_without_numbers_is_no_answer(tiny):
+    p = torch.full((6, 4, 3), 1 / 3)
+    p[:, 1] = torch.nan
+    for aggregate in (ddlib.average_probability, ddlib.majority_vote, ddlib.geometric_mean):
+        with pytest.raises(ValueError, match="NaN\\) for 6 of 6 images"):
+            aggregate(p)
+    with pytest.raises(ValueError, match="NaN"):
+        ddlib.accuracy(p, torch.zeros(6, dtype=torch.int64))
+    local = mk("vgg9")
+    nn.init.constant_(local.networks[0].head.weight, torch.nan)
+    with pytest.raises(ValueError, match="what the LocalCNNs predicts is no number"):
+        predict(local, tiny.test)
+
+
+# ── habits ──
+
+
+@pytest.mark.parametrize("interrupt", [True, False])
+def test_a_cell_that_is_run_again_goes_on_from_its_checkpoint(tiny, tmp_path, interrupt):
+    """After its end, or an interruption in the midst of an epoch, with the same model."""
+    expected, model, path = mk("vgg9"), mk("vgg9"), tmp_path / "c.pt"
+    history = train_local(expected, tiny, R, progress=False)
+
+    def stop(row):
+        if interrupt and row["epoch"] == 1:
+            nn.init.ones_(model.networks[0].head.weight)  # half-trained weights of an epoch that was not finished
+            raise KeyboardInterrupt
+
+    try:
+        fit(model, tiny, R, checkpoint=path, after_epoch=stop, progress=False)
+    except KeyboardInterrupt:
+        pass
+    again = fit(model, tiny, R, checkpoint=path, progress=False)
+    assert again["loss"].tolist() == history["loss"].tolist()
+    assert_same_state(model, expected)
+    nn.init.ones_(model.networks[0].head.weight)  # weights of one's own: another training
+    with pytest.raises(ValueError, match="of other initial weights"):
+        fit(model, tiny, R, checkpoint=path, progress=False)
+
+
+def test_a_checkpoint_of_a_compiled_model_is_read_by_the_plain_one(tiny, tmp_path):
+    model = CNNDNN(mk("vgg9"), DenseAggregator(4, 4))
+    plain = copy.deepcopy(model)
+    fit(torch.compile(model, backend="eager"), tiny, R, checkpoint=tmp_path / "c.pt", progress=False)
+    fit(plain, tiny, R, checkpoint=tmp_path / "c.pt", progress=False)
+    assert_same_state(plain, model)
+
+
+def test_numbers_of_numpy_are_numbers(tiny, tmp_path):
+    given = Recipe(
+        np.int64(2), np.int32(16), "sgd", np.float64(0.05), "one-cycle", np.float32(0.5), augment=np.bool_(True)
+    )
+    plain = Recipe(2, 16, "sgd", 0.05, "one-cycle", 0.5)
+    assert given == plain
+    assert {type(v) for v in given.described().values()} <= {int, float, str, bool}
+    model = mk("vgg9")
+    fit(copy.deepcopy(model), tiny, given, checkpoint=tmp_path / "c.pt", progress=False)
+    fit(model, tiny, plain, checkpoint=tmp_path / "c.pt", progress=False)
+
+
+def test_what_cannot_be_used_is_told(tiny):
+    loader = torch.utils.data.DataLoader(tiny.train)
+    with pytest.raises(
+        ValueError, match="fit takes an ImageSet or a Split, which ddlib.image_set makes, got DataLoader"
+    ):
+        fit(mk("vgg9"), loader)
+    with pytest.raises(ValueError, match="a metric cannot be called 'loss'"):
+        fit(mk("vgg9"), tiny, R, metrics={"loss": lambda m: 0.0})
+    with pytest.raises(ValueError, match=r"a loss must return a scalar tensor .* got \(16,\)"):
+        fit(VGG9(3, 4, 4), tiny, R, loss=lambda z, y: F.cross_entropy(z, y, reduction="none"), progress=False)
+    with pytest.raises(ValueError, match="augment must return uint8 images"):
+        fit(VGG9(3, 4, 4), tiny, replace(R, augment=lambda x, g: x.float()), progress=False)
+
+
+class Spared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.position = small_net(3, 4, 4, 2), nn.Parameter(torch.zeros(3, 12, 12))
+
+    def no_weight_decay(self):
+        return {"position"}
+
+    def forward(self, x):
+        return self.net(x + self.position)
+
+
+def test_what_a_model_spares_is_not_decayed():
+    from ddlib._internal.optimizers import make_optimizer
+
+    model = nn.Sequential(Spared())
+    decayed, spared = make_optimizer(model, R).param_groups
+    assert any(p is model[0].position for p in spared["params"])
+    assert all(p.ndim > 1 for p in decayed["params"])
+
+
+def test_many_local_cnns_in_processes_need_few_files(tiny):
+    """Each tensor would take up a file descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        local = LocalCNNs("resnet20", Decomposition.grid((12, 12), 3), in_channels=3, num_classes=4, width=6)
+        with process_pool(1) as pool:
+            train_local(local, tiny, replace(R, epochs=1, batch_size=32), engine=pool, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# ── what one asks first ──
+
+
+def test_images_alone_are_predicted_as_those_of_the_split(tiny):
+    model = mk("vgg9")
+    with pytest.raises(ValueError, match="images alone can be predicted by a model that `fit` has trained"):
+        predict(model, tiny.test.images)
+    train_local(model, tiny, R, engine="loop", progress=False)
+    whole = CNNDNN(model, DenseAggregator(4, 4))
+    for images in (tiny.test.images, tiny):
+        assert torch.equal(predict(whole, images), predict(whole, tiny.test))
+    z = predict(whole, tiny.test, logits=True)
+    torch.testing.assert_close(z.softmax(-1), predict(whole, tiny.test))
+
+
+def test_a_logger_stops_a_training_on_held_out_images(tiny):
+    data, rows = tiny.hold_out(0.25, seed=1), []
+    assert len(data.train) + len(data.test) == len(tiny.train)
+
+    def log(row):
+        rows.append(row)
+        return row["held_out"] >= 0 and len(rows) == 2
+
+    metric = {"held_out": lambda m: ddlib.accuracy(predict(m, data.test), data.test.labels)}
+    history = fit(mk("vgg9"), data, replace(R, epochs=5), metrics=metric, after_epoch=log, progress=False)
+    assert history.to_dict("records") == rows
+    assert len(rows) == 2
+
+
+def test_a_loss_an_augmentation_an_optimiser_and_a_schedule_of_ones_own(tiny):
+    """Each gives what the library's own gives when it does the same."""
+    own = replace(
+        R,
+        optimizer=lambda groups, rate: torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, fused=True),
+        schedule=lambda t: 1.0,
+        augment=lambda x, generator: x,
+    )
+    theirs = replace(R, schedule="constant", augment=False)
+    a, b = mk("vgg9"), mk("vgg9")
+    fit(a, tiny, own, loss=lambda z, y: F.cross_entropy(z, y), progress=False)
+    fit(b, tiny, theirs, progress=False)
+    assert_same_state(a, b)
+
+
+def test_an_experiment_takes_objects_and_gives_its_model(tiny, tmp_path):
+    point = ddlib.Experiment(
+        tiny, small_net, epochs=1, batch_size=16, width=8, class_weights="balanced", validation=0.25
+    )
+    frame = point.run(tmp_path, progress=False)
+    assert set(frame["dataset"]) == {"made up"}
+    assert set(frame["backbone"]) == {"helpers.small_net"}
+    data = point.data()
+    assert len(data.test) == 16
+    model = point.model("transfer", tmp_path, progress=False)
+    found = ddlib.accuracy(predict(model, data.test), data.test.labels)
+    assert found == frame.set_index("strategy")["test_accuracy"]["transfer"]
+    with pytest.raises(ValueError, match="a record cannot know .*lambda.* again"):
+        ddlib.Experiment(tiny, lambda **size: small_net(**size))
+
+
+def test_a_split_is_a_dataset(tiny):
+    images, labels = next(iter(torch.utils.data.DataLoader(tiny.train, batch_size=8)))
+    assert torch.equal(images, tiny.train.images[:8])
+    assert torch.equal(labels, tiny.train.labels[:8])
+
+
+@pytest.mark.parametrize("engine", ["fused", "loop"])
+def test_a_model_stays_where_it_was_put(tiny, engine):
+    local = mk("vgg9")
+    train_local(local, tiny, replace(R, device=torch.device("cpu")), engine=engine, progress=False)
+    assert next(local.parameters()).device == torch.device("cpu")
+    with pytest.raises(ValueError, match="device 'cuda:1' is not there"):
+        train_local(local, tiny, replace(R, device="cuda:1"), engine=engine, progress=False)
