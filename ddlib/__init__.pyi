@@ -1,4 +1,4 @@
-# The public names, for `__init__.py` and for type checkers.
+# The public names, in the order in which one meets them; for `__init__.py` and for type checkers.
 from . import channels, cost, data, images, report, strategies, study, training
 from ._internal import checks, files
 from .aggregation import DenseAggregator, average_probability, geometric_mean, majority_vote
@@ -13,7 +13,7 @@ from .parallel import ranks
 from .parallel.executors import process_pool, train_local
 from .parallel.ranks import train_coherent
 from .report.tables import accuracy_table, epochs_to_reach, interval
-from .strategies import STRATEGIES, Trainings
+from .strategies import STRATEGIES, Strategy, Trainings
 from .study.experiment import Experiment
 from .study.parameters import agrees, points
 from .study.records import Record, gather

@@ -42,7 +42,7 @@ def communication(model: CNNDNN, data: ImageSet, recipe: Recipe, ranks: Iterable
         ValueError: more ranks than subdomains, or a batch of less than two images for each rank.
     """
     counts = sorted(set(ranks))
-    parallel.share(len(model.local), counts[-1], 0)
+    parallel.assign(len(model.local), counts[-1])
     checks.whole("batch_size", recipe.batch_size, 2 * counts[-1])
     recipe, steps, rows = replace(recipe, epochs=2, device="cpu"), len(data.train) // recipe.batch_size, []
     with process_pool(counts[-1]) as pool, TemporaryDirectory() as folder:
@@ -83,12 +83,30 @@ def _joined(rank: int, ranks: int, store: str) -> Iterator[None]:
 def _both_ways(rank: int, ranks: int, store: str, model: CNNDNN, data: ImageSet, recipe: Recipe) -> dict[str, Any]:
     """Bytes and seconds of the second epoch, on one rank, which is a process of its own."""
     with _joined(rank, ranks, store):
-        last = parallel.train_coherent(copy.deepcopy(model), data, recipe, progress=False).iloc[-1]
-        return {"by subdomain": (last["sent"], last["seconds"]), "data-parallel": _data_parallel(model, data, recipe)}
+        with _counted() as sent:
+            history = parallel.train_coherent(copy.deepcopy(model), data, recipe, progress=False)
+        by_subdomain = sum(sent) / recipe.epochs, history["seconds"].iloc[-1]
+        return {"by subdomain": by_subdomain, "data-parallel": _data_parallel(model, data, recipe)}
+
+
+@contextmanager
+def _counted() -> Iterator[list[int]]:
+    """Bytes that this rank sends in each `all_gather`, as a ring sends them: its own tensor, and those passed on."""
+    sent, real = [], dist.all_gather
+
+    def counting(parts: list[torch.Tensor], own: torch.Tensor) -> None:
+        sent.append((len(parts) - 1) * own.nbytes)
+        real(parts, own)
+
+    dist.all_gather = counting
+    try:
+        yield sent
+    finally:
+        dist.all_gather = real
 
 
 def _data_parallel(model: CNNDNN, data: ImageSet, recipe: Recipe) -> tuple[float, float]:
-    ranks, steps, sent = parallel.count(), len(data.train) // recipe.batch_size, 0.0
+    ranks, steps, sent = parallel.world_size(), len(data.train) // recipe.batch_size, 0.0
 
     def counted(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         nonlocal sent

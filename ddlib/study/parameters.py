@@ -44,9 +44,11 @@ def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
     with checking("strategies", *given):
         asked = tuple(values("strategies", strategies))
         lists = {name: values(many, given.pop(many)) for many, name in LISTS.items() if many in given}
-        combined = [dict(zip(lists, some, strict=True)) for some in itertools.product(*lists.values())]
-        found = [Experiment(strategies=asked, **given | _own_overlap(some)) for some in combined]
-        lacking = [some.replace("|", " or ") for some in needs.split() if not {*some.split("|")} & {*asked}]
+        found = []
+        for chosen in itertools.product(*lists.values()):  # one value of each list: a point
+            point = _own_overlap(dict(zip(lists, chosen, strict=True)))
+            found.append(Experiment(strategies=asked, **given | point))
+        lacking = [some.replace("|", " or ") for some in needs.split() if not set(some.split("|")) & set(asked)]
         if lacking:
             raise ValueError(f"this notebook needs {' and '.join(lacking)} among its strategies, got {strategies!r}.")
         return list(dict.fromkeys(found))
