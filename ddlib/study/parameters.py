@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # parameters that have several values, each of them a point → what they are called in `Experiment`
 LISTS = {"grids": "grid", "overlaps": "overlap", "parts": "channel_parts", "lengths": "epochs", "seeds": "seed"}
+LISTS |= {"local_widths": "local_width", "coarse_windows": "coarse"}
 ASSIGNED = re.compile(r"^(\w+)(?::[^=\n]+)? = ", re.M)  # `name = value` or `name: type = value`
 
 

@@ -1,6 +1,7 @@
 """What identifies an experiment: one point of a table, checked before anything long starts."""
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -107,7 +108,7 @@ class Settings:
             "local_width": self._local_width(),
             "dense_hidden": None if self.dense_hidden is None else " ".join(map(str, hidden_layers(self.dense_hidden))),
             "class_weights": self.class_weights and checks.one_of("class_weights", self.class_weights, ("balanced",)),
-            **{name: checks.flag(name, getattr(self, name) or False) or None for name in FLAGS},
+            **{name: checks.flag(name, truth(getattr(self, name))) or None for name in FLAGS},
             **{name: checks.whole(name, whole[name], LEAST[name]) for name in given},
         }
         for name, value in checked.items():
@@ -203,7 +204,11 @@ class Settings:
         """
         if self.grid == "regions":
             return Decomposition.regions(data.image_shape, data.regions, bool(self.coarse))
-        return Decomposition.grid(data.image_shape, parse_grid(self.grid), self.overlap, bool(self.coarse))
+        return self.decomposition_of(data.image_shape)
+
+    def decomposition_of(self, shape: Sequence[int]) -> Decomposition:
+        """The windows of a grid on images of a shape."""
+        return Decomposition.grid(shape, parse_grid(self.grid), self.overlap, bool(self.coarse))
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of a training: `RECIPES`, with this point's figures."""
@@ -240,6 +245,11 @@ def number(value: Any) -> Any:
     with suppress(ValueError):
         return float(value) if isinstance(value, str) else value
     return value
+
+
+def truth(value: Any) -> Any:
+    """True or False that came as text, and None as False; anything else as it is."""
+    return {None: False, "True": True, "False": False}.get(value, value) if isinstance(value, str | None) else value
 
 
 def hidden_layers(text: str | int) -> tuple[int, ...]:
