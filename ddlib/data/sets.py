@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from .. import checks
@@ -113,10 +115,8 @@ def check_options(name: str, options: Mapping[str, Any] | str) -> dict[str, Any]
             raise ValueError(f"options of {name} must be like 'size=64 shape=[48,42]', got {options!r}.")
         options = {option: _typed(text, usual.get(option, "")) for option, text in re.findall(PAIR, options)}
     axes = len(usual.get("shape", ("height", "width")))
-    return {
-        option: _checked(option, value, usual[checks.one_of(f"option of {name}", option, usual)], axes)
-        for option, value in options.items()
-    }
+    options = {checks.one_of(f"option of {name}", option, usual): value for option, value in options.items()}
+    return {option: _checked(option, value, usual[option], axes) for option, value in options.items()}
 
 
 def _typed(text: str, usual: Any) -> Any:
@@ -139,6 +139,7 @@ def _checked(option: str, value: Any, usual: Any, axes: int) -> Any:
             return checks.whole(option, value, 0 if option == "split_seed" else 1)
         case float():
             return checks.real(option, value, 0, 0.99, open_low=True)
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(value, (list, tuple)) or (len(value) != len(usual) and option != "flip_axes"):
         raise ValueError(f"{option} must be a list of numbers, like {list(usual)}, got {value!r}.")
     if option == "window":
