@@ -317,6 +317,14 @@ def test_where_data_are_looked_for(tmp_path, monkeypatch):
     assert datasets.data_folder() == tmp_path / "cache" / "ddlib"
 
 
+def test_digits_need_no_home_folder(monkeypatch):
+    for name in ("DDLIB_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does where there is none
+    assert datasets.data_folder().is_absolute()
+    assert len(load_dataset("digits").test) == 360
+
+
 def test_a_missing_data_set_says_where_it_was_looked_for(tmp_path, no_download):
     with pytest.raises(FileNotFoundError, match="DDLIB_DATA") as caught:
         load_dataset("cifar10", root=tmp_path / "data")

@@ -75,14 +75,16 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
         files.DamagedFile: a file is not what it should be, or cannot be decoded; it is named.
         ImportError: the set needs a package that is not installed; says which.
     """
-    options = check_options(name, options)
+    given = check_options(name, options)
     entry, folder = DATASETS[name], data_folder(root)
-    options = {**entry.options, **options}
+    options = {**entry.options, **given}
     place = fetch(name, root) if entry.places else folder / Path(options.get("path") or "").expanduser()
     if "path" in options and not options["path"]:
         raise ValueError(f"{name} needs path=…, the folder that holds a sub-folder for each class.")
     if "path" in options and not place.is_dir():
         raise FileNotFoundError(f"{place} is no folder; a relative path is below the data folder, {folder}.")
+    if "path" in options and options.get("flip_axes") and "flip_axes" not in given:
+        print(f"{name}: training mirrors images left-right; where sides matter, switch it off: options 'flip_axes=[]'.")
     how = {option: value for option, value in options.items() if option not in ("path", "flip_axes")}
     train, test, classes = entry.read(place, folder, **how)
     source = partial(load_dataset, name, str(folder.resolve()) if root else None, **options)
@@ -163,9 +165,14 @@ def _text(option: str, value: Any) -> str | None:
 
 
 def data_folder(root: str | Path | None = None) -> Path:
-    """`root`, else `$DDLIB_DATA`, else the per-user cache folder, `$XDG_CACHE_HOME/ddlib` or `~/.cache/ddlib`."""
-    home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ddlib")
-    return Path(root or os.environ.get("DDLIB_DATA") or home).expanduser()
+    """`root`, else `$DDLIB_DATA`, else the per-user cache folder, `$XDG_CACHE_HOME/ddlib` or `~/.cache/ddlib`.
+
+    A user without a home folder has the system's folder for temporary files.
+    """
+    if named := root or os.environ.get("DDLIB_DATA"):
+        return Path(named).expanduser()
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(tempfile.gettempdir() if home.startswith("~") else home) / "ddlib"
 
 
 def present(name: str, root: str | Path | None = None) -> Path | None:
