@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .. import files
+from .. import __version__, files
 from ..training import RECIPES
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ VARIANT += ("dense_hidden", "dense_start", "local_width", "coarse", "ties")
 # Raised when an accuracy would come out differently, by more than rounding: records of a lower number are outdated, and
 # one without a number has 1.  `tests/test_golden.py` fails where losses move and this was not raised.
 RESULTS = 1
+VERSIONS = ("torch", "torchvision", "numpy", "pandas")
+
+
+class NoRecord(files.DamagedFile):
+    """A JSON file of something else."""
 
 
 @dataclass
@@ -65,12 +70,14 @@ class Record:
             for two classes "score/STRATEGY", the second one's probability; for the dense network "importance" (N,);
             for sub-networks on whole images "bounds/FIGURE", see `channels.bounds`.
         provenance: git commit, `RESULTS`, versions, device, threads, precision, time.
+        path: its file, where it was loaded.
     """
 
     parameters: dict[str, Any]
     rows: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
     provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -139,11 +146,13 @@ def load(path: str | Path) -> Record:
     """Read NAME.json and NAME.npz, checked against the schema and the checksum.
 
     Raises:
-        files.DamagedFile: something is missing, of the wrong type, or not what was written.
+        files.DamagedFile: something is missing, of the wrong type, or not what was written; or no record at all.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_text())
+        if not path.with_suffix(".npz").exists() and not (isinstance(content, dict) and "schema" in content):
+            raise NoRecord(f"{path} is no record.")
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         for row in content["rows"]:
@@ -153,7 +162,7 @@ def load(path: str | Path) -> Record:
         if (found := files.checksum(data)) != content["arrays_sha256"]:
             raise ValueError(f"{path.stem}.npz should have SHA-256 {content['arrays_sha256']}, it has {found}")
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
-            return Record(content["parameters"], content["rows"], dict(loaded), content["provenance"])
+            return Record(content["parameters"], content["rows"], dict(loaded), content["provenance"], path)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
@@ -170,8 +179,31 @@ def find(folder: Path, name: str) -> Record | None:
 
 
 def load_all(folder: str | Path) -> list[Record]:
-    """All records below a folder, by name."""
-    return [load(path) for path in sorted(Path(folder).rglob("*.json")) if not path.name.startswith(".")]
+    """All records below a folder, by name, each once; what is hidden is none, as JupyterLab's copies are.
+
+    Raises:
+        ValueError: two that differ have the same parameters.
+        files.DamagedFile: a record that is not what was written.
+    """
+    found = []
+    for path in sorted(Path(folder).rglob("*.json")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        try:
+            found.append(load(path))
+        except NoRecord as error:
+            warnings.warn(f"{error} It is left out.", stacklevel=3)
+    return once(found)
+
+
+def once(found: Iterable[Record]) -> list[Record]:
+    """Each point once.  Two records of it that differ are a ValueError, which names both files."""
+    first: dict[str, Record] = {}
+    for record in found:
+        if (known := first.setdefault(record.name, record)).rows != record.rows:
+            both = f"{known.path} and {record.path}"
+            raise ValueError(f"two different records are called {record.name}: {both}; move one of them away.")
+    return list(first.values())
 
 
 def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
@@ -212,7 +244,7 @@ def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
         "commit": commit or "unknown",
         "dirty": bool(changed),
         "results": RESULTS,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas")},
+        "versions": {"ddlib": __version__} | {name: version(name) for name in VERSIONS},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
@@ -223,11 +255,14 @@ def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
 
 
 def _described() -> str:
-    """The commit of this code, with "-dirty" where files were changed since; nothing without git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    options = {"cwd": Path(__file__).parent, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    """The commit of this code, with "-dirty" where files were changed since; nothing outside its own repository."""
+    project = Path(__file__).resolve().parents[2]
+    git = ["git", f"--git-dir={project / '.git'}", f"--work-tree={project}"]  # of no folder further up: another's
+    options = {"cwd": project, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
     with suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(command, timeout=10, **options).stdout.strip()
+        if subprocess.run([*git, "ls-files", "ddlib"], **options).stdout:
+            command = [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+            return subprocess.run(command, **options).stdout.strip()
     return ""
 
 
