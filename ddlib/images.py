@@ -114,13 +114,11 @@ def image_set(
         shapes = f"{tuple(train[0].shape[1:])} and {tuple(test[0].shape[1:])}"
         raise ValueError(f"{name}: training and test images must have the same shape, got {shapes}.")
     axes = range(train[0].ndim - 2)
-    if isinstance(flip_axes, np.ndarray):
-        flip_axes = flip_axes.tolist()
-    if not isinstance(flip_axes, (list, tuple)) or any(axis not in axes for axis in flip_axes):
+    flip_axes = np.asarray(flip_axes).tolist()
+    if not isinstance(flip_axes, list) or any(axis not in axes for axis in flip_axes):
         raise ValueError(f"flip_axes must be a list of spatial axes from 0 to {axes[-1]}, got {flip_axes!r}.")
     mean, std = _statistics(train[0])
-    flip_axes = tuple(map(int, flip_axes))
-    halves = [Split(images, labels.long(), mean, std, flip_axes) for images, labels in (train, test)]
+    halves = [Split(images, labels.long(), mean, std, tuple(flip_axes)) for images, labels in (train, test)]
     data = ImageSet(name, *halves, classes, source)
     return replace(data, loaded=data.digest) if source else data
 

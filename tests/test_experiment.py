@@ -357,7 +357,7 @@ def test_what_is_hidden_or_no_record_is_left_out(saved):
     hidden.write_text(saved.read_text())
     assert len(gather(saved.parent)) == 10
     (saved.parent / "settings.json").write_text('{"theme": "dark"}')
-    with pytest.warns(UserWarning, match=r"settings\.json is no record\. It is left out\."):
+    with pytest.warns(UserWarning, match=r"settings\.json is no record, and is left out\."):
         assert len(gather(saved.parent)) == 10
 
 

@@ -109,7 +109,7 @@ def test_a_sweep_of_two_jobs_goes_on_after_a_failure_and_skips_what_is_on_record
 
 def test_without_the_projects_notebooks_a_sweep_says_where_to_call_it(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("ddlib.study.parameters.project_folder", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/notebooks: pip does not install .*call it in"):
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/notebooks: pip does not install .*call this in"):
         sweep.read_plan(plan_file(tmp_path, "grids: [2x2]"))
 
 

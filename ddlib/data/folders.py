@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import files
 from ..training import progress_bar
-from .readers import CT_WINDOW, PHOTOS, VOLUMES, Halves, levels, photo, voxel_size, voxels
+from .readers import CT_WINDOW, PHOTOS, VOLUMES, Halves, levels, photo, voxels
 from .splits import patients, split, together
 
 READING = 3  # raised when the same files would be read differently: caches of another number are made anew
@@ -152,17 +152,16 @@ def list_classes(folder: Path, suffixes: tuple[str, ...], classes: str = "*", le
     named = [{normalize("NFC", place.name): place for place in half} for half in places]  # one é for all systems
     names, *others = map(tuple, named)
     if len(names) < 2:
-        below = [half for half in places[0] if len(list(filter(Path.is_dir, _visible(half, leave_out)))) > 1]
-        hint = f" To take those of {below[0].name}/, give path={below[0]}." if below else ""
         found = ", ".join(names) or "none"
-        need = "must hold a sub-folder for each class, two or more"
-        raise FileNotFoundError(f"{halves[0]} {need}; found: {found}.{hint}")
+        below = [f" (path={place} has some)" for place in places[0] if any(p.is_dir() for p in _visible(place))]
+        raise FileNotFoundError(
+            f"{halves[0]} must hold a sub-folder for each class, two or more; found: {found}{''.join(below[:1])}."
+        )
     if twice := [p for half, kept in zip(places, named, strict=True) for p in half if p not in kept.values()]:
         raise FileNotFoundError(f"{twice[0]} is there twice, its letters written in two ways: make one folder of both.")
     if others and {*names} != {*others[0]}:
-        hint = "" if others[0] else f" To split {halves[0].name}/ instead, give path={halves[0]}."
-        both = f"{names} and {others[0]}"
-        raise FileNotFoundError(f"the halves of {folder} must have the same classes, got {both}.{hint}")
+        both = f"{names} and {others[0]}; to split one of them instead, give path={halves[0]}"
+        raise FileNotFoundError(f"the halves of {folder} must have the same classes, got {both}.")
     folders = [half[name] for half in named for name in names]
     found = [[p for p in _visible(f, leave_out) if p.name.lower().endswith(suffixes) and p.is_file()] for f in folders]
     if not all(found):
@@ -234,10 +233,11 @@ def _both_sides(
 
 
 def _voxel_sizes(listing: Listing) -> Iterator[str]:
-    sizes = np.array([voxel_size(path) for path in listing.paths])
-    low, high = sizes.min(0), sizes.max(0)
-    if (high > 2 * low).any():
-        low, high = ("×".join(f"{edge:g}" for edge in edges) for edges in (low, high))
+    import nibabel
+
+    sizes = np.array([sorted(nibabel.load(path).header.get_zooms()[:3]) for path in listing.paths])
+    if (sizes.max(0) > 2 * sizes.min(0)).any():
+        low, high = ("×".join(f"{edge:g}" for edge in edges) for edges in (sizes.min(0), sizes.max(0)))
         yield f"voxels measure from {low} to {high} mm, and all volumes are brought to one shape"
 
 

@@ -112,14 +112,6 @@ def _srgb(picture: "Image.Image", profile: bytes | None) -> "Image.Image":
     return picture
 
 
-def voxel_size(path: Path) -> list[float]:
-    """The edges of a volume's voxels in mm, the shortest first."""
-    import nibabel
-
-    with _decoding(path, "a NIfTI volume"):
-        return sorted(map(float, nibabel.load(path).header.get_zooms()[:3]))
-
-
 def voxels(path: Path) -> Tensor:
     """The values of a NIfTI volume (one file, or .hdr and .img): float32 (H, W, D).
 

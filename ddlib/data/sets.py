@@ -165,14 +165,10 @@ def _text(option: str, value: Any) -> str | None:
 
 
 def data_folder(root: str | Path | None = None) -> Path:
-    """`root`, else `$DDLIB_DATA`, else the per-user cache folder, `$XDG_CACHE_HOME/ddlib` or `~/.cache/ddlib`.
-
-    A user without a home folder has the system's folder for temporary files.
-    """
-    if named := root or os.environ.get("DDLIB_DATA"):
-        return Path(named).expanduser()
+    """`root`, else `$DDLIB_DATA`, else the per-user cache folder, `$XDG_CACHE_HOME/ddlib` or `~/.cache/ddlib`."""
     home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(tempfile.gettempdir() if home.startswith("~") else home) / "ddlib"
+    home = tempfile.gettempdir() if home.startswith("~") else home  # of a user who has no home folder
+    return Path(root or os.environ.get("DDLIB_DATA") or os.path.join(home, "ddlib")).expanduser()
 
 
 def present(name: str, root: str | Path | None = None) -> Path | None:

@@ -117,17 +117,10 @@ def project_folder() -> Path:
 
 
 def notebooks_folder() -> Path:
-    """The project's notebooks/, which `ddlib sweep` and `ddlib report` run.
-
-    Raises:
-        FileNotFoundError: pip does not install them.
-    """
-    folder = project_folder() / "notebooks"
+    """The project's notebooks/; FileNotFoundError where there are none."""
+    folder, hint = project_folder() / "notebooks", "pip does not install it; call this in a copy of the project"
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder}: pip does not install the project's notebooks, which this command runs; "
-            "call it in a copy of the project."
-        )
+        raise FileNotFoundError(f"there is no folder {folder}: {hint}.")
     return folder
 
 

@@ -55,10 +55,6 @@ RESULTS = 1
 VERSIONS = ("torch", "torchvision", "numpy", "pandas")
 
 
-class NoRecord(files.DamagedFile):
-    """A JSON file of something else."""
-
-
 @dataclass
 class Record:
     """One point of a table: one data set, backbone, decomposition and seed, with its strategies.
@@ -146,13 +142,11 @@ def load(path: str | Path) -> Record:
     """Read NAME.json and NAME.npz, checked against the schema and the checksum.
 
     Raises:
-        files.DamagedFile: something is missing, of the wrong type, or not what was written; or no record at all.
+        files.DamagedFile: something is missing, of the wrong type, or not what was written.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_text())
-        if not path.with_suffix(".npz").exists() and not (isinstance(content, dict) and "schema" in content):
-            raise NoRecord(f"{path} is no record.")
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         for row in content["rows"]:
@@ -179,20 +173,15 @@ def find(folder: Path, name: str) -> Record | None:
 
 
 def load_all(folder: str | Path) -> list[Record]:
-    """All records below a folder, by name, each once; what is hidden is none, as JupyterLab's copies are.
-
-    Raises:
-        ValueError: two that differ have the same parameters.
-        files.DamagedFile: a record that is not what was written.
-    """
+    """All records below a folder, by name, each `once`; JupyterLab's hidden copies are none."""
     found = []
     for path in sorted(Path(folder).rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        try:
+        if path.with_suffix(".npz").exists() or b'"schema"' in path.read_bytes():
             found.append(load(path))
-        except NoRecord as error:
-            warnings.warn(f"{error} It is left out.", stacklevel=3)
+        else:
+            warnings.warn(f"{path} is no record, and is left out.", stacklevel=3)
     return once(found)
 
 
