@@ -80,7 +80,7 @@ class ImageSet:
     def few(self, train_size: int, seed: int = 0) -> "ImageSet":
         """The same test images with `train_size` training images drawn at random, each class in proportion."""
         size = checks.whole("train_size", train_size, self.num_classes, len(self.train))
-        chosen = stratified(self.train.labels, size, seed)[0]
+        chosen = stratified(self.train.labels, size, checks.whole("seed", seed, 0))[0]
         return replace(self, train=self.train.some(chosen), source=None)
 
 

@@ -87,6 +87,7 @@ def test_numbers_of_numpy_become_pythons_own():
     assert repr(datasets.check_options("faces", options)) == "{'shape': (8, 6), 'split_seed': 1}"
     data = image_set("mine", half(), half(), np.array(["a", "b", "c"]), flip_axes=np.array([1]))
     assert repr((data.classes, data.train.flip_axes)) == "(('a', 'b', 'c'), (1,))"
+    assert len(data.few(np.int64(4), np.int64(1)).train) == 4
 
 
 @pytest.mark.parametrize("classes", [("a",), ("a", "b", "a"), ()])

@@ -87,6 +87,12 @@ def test_what_cannot_be_carried_out_is_told_in_a_sentence(arguments, told, capsy
     assert "Traceback" not in error
 
 
+def test_a_report_without_the_projects_notebooks_says_where_to_call_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ddlib.study.parameters.project_folder", lambda: tmp_path)
+    assert main(["report"]) == 2
+    assert f"there is no folder {tmp_path}/notebooks: pip does not install it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

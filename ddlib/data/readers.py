@@ -104,7 +104,7 @@ def _srgb(picture: "Image.Image", profile: bytes | None) -> "Image.Image":
     """A picture in the colours of sRGB; as it is where it has no profile, or one that cannot be used."""
     from PIL import ImageCms
 
-    with suppress(ImageCms.PyCMSError, OSError):
+    with suppress(ImageCms.PyCMSError, OSError, ImportError):
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
         if "sRGB" not in ImageCms.getProfileDescription(own):
             picture = picture if picture.mode in ("L", "CMYK", "LAB") else picture.convert("RGB")

@@ -52,7 +52,6 @@ VARIANT += ("dense_hidden", "dense_start", "local_width", "coarse", "ties")
 # Raised when an accuracy would come out differently, by more than rounding: records of a lower number are outdated, and
 # one without a number has 1.  `tests/test_golden.py` fails where losses move and this was not raised.
 RESULTS = 1
-VERSIONS = ("torch", "torchvision", "numpy", "pandas")
 
 
 @dataclass
@@ -229,11 +228,12 @@ def key(content: Any) -> str:
 def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
     """Where and how a record was made."""
     commit, _, changed = _described().partition("-")
+    versions = {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas")}
     return {
         "commit": commit or "unknown",
         "dirty": bool(changed),
         "results": RESULTS,
-        "versions": {"ddlib": __version__} | {name: version(name) for name in VERSIONS},
+        "versions": {"ddlib": __version__, **versions},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
