@@ -64,7 +64,7 @@ def run(folder: Path) -> bool:
         return reason and f"{name} failed: {reason}\nwhere it stopped: {executed}"
 
     whole = ahead()
-    for names, jobs, threads in ((SECONDS, JOBS, 1), (TIMED, 1, torch.get_num_threads())):
+    for names, jobs, threads in ((SECONDS, JOBS, 1), (TIMED, 1, min(torch.get_num_threads(), cpu_count()))):
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the kernels
         pool = ThreadPoolExecutor(jobs)
         for reason in pool.map(one, names):
