@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 
-@click.group(epilog=__doc__.partition("\n\n")[2])
+@click.group(epilog=(__doc__ or "").partition("\n\n")[2])  # python -OO keeps none
 def commands() -> None:
     """Train CNNs by domain decomposition, and gather what was trained; examples are in the help of each command."""
 
@@ -90,6 +90,7 @@ def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, 
     from .report import tables
     from .study import parameters, sweep
 
+    notebook = parameters.notebooks_folder() / "05_report.ipynb"
     folders = [str(Path(folder).absolute()) for folder in folders] or list(tables.FOLDERS)
     there = sorted({f"{r.parameters['dataset']} with {r.parameters['backbone']}" for r in tables.read(folders)})
     if f"{dataset} with {backbone}" not in there:
@@ -97,7 +98,6 @@ def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, 
     place = files.writable_folder(output).absolute()
     given = {"folders": folders, "dataset": dataset, "backbone": backbone, "output": str(place)}
     given |= {"plan": [str(parameters.read_yaml(plan)[0])]} if plan else {}
-    notebook = parameters.project_folder() / "notebooks" / "05_report.ipynb"
     if reason := sweep.execute(notebook, place / "report.ipynb", given):
         raise RuntimeError(f"{reason} (see {place / 'report.ipynb'})")
     print(f"tables, figures and the executed notebook: {place}")

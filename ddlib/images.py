@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class ImageSet:
     """A data set: `train` and `test` splits, its class names, and where it came from.
 
     `source()` loads it again, on another machine, say; None when it was made by hand with `image_set`.  `regions` are
-    named windows for `Decomposition.regions`, where there are such.
+    named windows for `Decomposition.regions`, where there are such.  `loaded` is the digest of what `source` gave.
     """
 
     name: str
@@ -58,12 +57,18 @@ class ImageSet:
     classes: tuple[str, ...]
     source: Callable[[], "ImageSet"] | None = None
     regions: Mapping[str, Window] | None = None
+    loaded: str = ""
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 of all images and labels: has what lies behind a name or a path changed?"""
+        """SHA-256 of all images and labels as they are now; computed anew each time, since tensors can change."""
         train, test = self.train, self.test
         return files.digest(train.images, train.labels, test.images, test.labels)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether `source` gives these images and labels: neither was replaced, nor changed in place."""
+        return self.source is not None and self.digest == self.loaded
 
     @property
     def num_classes(self) -> int:
@@ -79,8 +84,8 @@ class ImageSet:
 
     def few(self, train_size: int, seed: int = 0) -> "ImageSet":
         """The same test images with `train_size` training images drawn at random, each class in proportion."""
-        checks.whole("train_size", train_size, self.num_classes, len(self.train))
-        chosen = stratified(self.train.labels, int(train_size), seed)[0]
+        size = checks.whole("train_size", train_size, self.num_classes, len(self.train))
+        chosen = stratified(self.train.labels, size, checks.whole("seed", seed, 0))[0]
         return replace(self, train=self.train.some(chosen), source=None)
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageSet":
@@ -141,7 +146,7 @@ def image_set(
         ValueError: a tensor of the wrong shape, layout, type or range, a class without images; the message says which
             and what is allowed.
     """
-    classes = tuple(classes)
+    classes = tuple(str(name) for name in classes)
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise ValueError(f"{name} must have two classes or more, each name once, got {classes}.")
     train, test = ((_tensor(images), _tensor(labels)) for images, labels in (train, test))
@@ -152,11 +157,13 @@ def image_set(
         shapes = f"{tuple(train[0].shape[1:])} and {tuple(test[0].shape[1:])}"
         raise ValueError(f"{name}: training and test images must have the same shape, got {shapes}.")
     axes = range(train[0].ndim - 2)
-    if not isinstance(flip_axes, (list, tuple)) or any(axis not in axes for axis in flip_axes):
+    flip_axes = np.asarray(flip_axes).tolist()
+    if not isinstance(flip_axes, list) or any(axis not in axes for axis in flip_axes):
         raise ValueError(f"flip_axes must be a list of spatial axes from 0 to {axes[-1]}, got {flip_axes!r}.")
     mean, std = _statistics(train[0])
     halves = [Split(images, labels.long(), mean, std, tuple(flip_axes)) for images, labels in (train, test)]
-    return ImageSet(name, *halves, classes, source)
+    data = ImageSet(name, *halves, classes, source)
+    return replace(data, loaded=data.digest) if source else data
 
 
 def _tensor(values: Any) -> Tensor:

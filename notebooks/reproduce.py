@@ -17,12 +17,12 @@ from pathlib import Path
 
 import nbformat
 import torch
+from joblib import cpu_count
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
 import ddlib
 from ddlib.__main__ import main as command
-from ddlib.parallel.executors import CORES
 from ddlib.study.sweep import execute
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +37,7 @@ SECONDS = {  # on one core; what has run says how much slower this machine is
 }
 TIMED = {"04_training_time": 30, "06_scaling": 50}  # alone, on all cores
 REPORT = 20
-JOBS = min(4, CORES)  # kernels at a time, within 4 GB
+JOBS = min(4, cpu_count())  # kernels at a time, within 4 GB
 
 
 def run(folder: Path) -> bool:
@@ -64,7 +64,7 @@ def run(folder: Path) -> bool:
         return reason and f"{name} failed: {reason}\nwhere it stopped: {executed}"
 
     whole = ahead()
-    for names, jobs, threads in ((SECONDS, JOBS, 1), (TIMED, 1, torch.get_num_threads())):
+    for names, jobs, threads in ((SECONDS, JOBS, 1), (TIMED, 1, min(torch.get_num_threads(), cpu_count()))):
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the kernels
         pool = ThreadPoolExecutor(jobs)
         for reason in pool.map(one, names):
@@ -86,7 +86,7 @@ def page(notebooks: Iterable[Path], title: str) -> str:
     """Executed notebooks as one page of HTML that loads nothing from elsewhere: figures within, formulas as MathML."""
     parts = {path.stem: nbformat.read(path, as_version=4) for path in notebooks}
     merged = nbformat.v4.new_notebook(metadata=next(iter(parts.values())).metadata)
-    names = [f"- [{name}](#{name})" for name in parts]
+    names, made = [f"- [{name}](#{name})" for name in parts], []
     merged.cells.append(nbformat.v4.new_markdown_cell("\n".join([f"# {title}", "", *names])))
     for name, notebook in parts.items():
         notebook.cells[0].source = f'<a id="{name}"></a>\n\n{notebook.cells[0].source}'
@@ -94,16 +94,22 @@ def page(notebooks: Iterable[Path], title: str) -> str:
     for number, cell in enumerate(merged.cells):
         cell.id = f"cell-{number}"  # those of the notebooks are the same in several
         if cell.cell_type == "markdown":
-            cell.source = linked(formulas(cell.source))
+            cell.source = linked(formulas(cell.source, made))
     exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
     html, _ = exporter.from_notebook_node(merged, {"metadata": {"name": title}})
-    return re.sub(r"<script.*?</script>", "", html, flags=re.S)  # of libraries that would be fetched
+    html = re.sub(r"<script.*?</script>", "", html, flags=re.S)  # of libraries that would be fetched
+    return re.sub(r"<[^>]*>|MATHML(\d+)X", lambda found: made[int(found[1])] if found[1] else found[0], html)
 
 
-def formulas(text: str) -> str:
-    """$…$ and $$…$$ as MathML, which browsers set by themselves."""
-    text = re.sub(r"\$\$(.+?)\$\$", lambda found: convert(found[1], display="block"), text, flags=re.S)
-    return re.sub(r"\$([^$\n]+)\$", lambda found: convert(found[1]), text)
+def formulas(text: str, made: list[str]) -> str:
+    """$…$ and $$…$$ go to `made` as MathML, which browsers set by themselves; a mark stays, which nbconvert keeps."""
+
+    def mark(found: re.Match[str], display: str = "inline") -> str:
+        made.append(convert(found[1], display=display))
+        return f"MATHML{len(made) - 1}X"
+
+    text = re.sub(r"\$\$(.+?)\$\$", lambda found: mark(found, "block"), text, flags=re.S)
+    return re.sub(r"\$([^$\n]+)\$", mark, text)
 
 
 def linked(text: str) -> str:

@@ -1,13 +1,14 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ddlib
-from ddlib import files, image_set, load_dataset
+from ddlib import checks, files, image_set, load_dataset
 from ddlib.data import sets as datasets
 from ddlib.images import augment, draw_moves, move, prepare
 
@@ -54,6 +55,39 @@ def test_an_image_set_knows_its_sizes():
 def test_what_is_no_image_set_is_refused(train, test, told):
     with pytest.raises(ValueError, match=f"mine.*{told}"):
         image_set("mine", train, test, ("a", "b", "c"))
+
+
+def test_images_that_were_changed_or_replaced_are_not_those_of_the_name():
+    data = load_dataset("digits")
+    assert data.by_name
+    assert not replace(data, train=replace(data.train, labels=data.train.labels.flip(0))).by_name
+    before = data.digest
+    data.train.labels[:2] = 9 - data.train.labels[:2]
+    assert data.digest != before
+    assert not data.by_name
+
+
+def test_numbers_of_numpy_become_pythons_own():
+    found = [
+        checks.whole("n", np.int64(3), 0),
+        checks.whole("n", np.float32(3), 0, 3),
+        checks.real("r", np.float64(0.5), 0),
+        checks.real("r", np.array(2), 0),
+        checks.flag("f", np.True_),
+        checks.one_of("name", np.str_("a"), "ab"),
+    ]
+    assert [(type(value), value) for value in found] == [
+        (int, 3), (int, 3), (float, 0.5), (float, 2.0), (bool, True), (str, "a"),
+    ]  # fmt: skip
+    for wrong in (np.nan, np.True_, "1", None, np.arange(2), -(10**400)):
+        for check in (checks.whole, checks.real):
+            with pytest.raises(ValueError, match="n must be a"):
+                check("n", wrong, 0)
+    options = {np.str_("shape"): np.array([8, 6]), "split_seed": np.int64(1)}
+    assert repr(datasets.check_options("faces", options)) == "{'shape': (8, 6), 'split_seed': 1}"
+    data = image_set("mine", half(), half(), np.array(["a", "b", "c"]), flip_axes=np.array([1]))
+    assert repr((data.classes, data.train.flip_axes)) == "(('a', 'b', 'c'), (1,))"
+    assert len(data.few(np.int64(4), np.int64(1)).train) == 4
 
 
 @pytest.mark.parametrize("classes", [("a",), ("a", "b", "a"), ()])
@@ -282,6 +316,14 @@ def test_where_data_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("DDLIB_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert datasets.data_folder() == tmp_path / "cache" / "ddlib"
+
+
+def test_digits_need_no_home_folder(monkeypatch):
+    for name in ("DDLIB_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does where there is none
+    assert datasets.data_folder().is_absolute()
+    assert len(load_dataset("digits").test) == 360
 
 
 def test_a_missing_data_set_says_where_it_was_looked_for(tmp_path, no_download):

@@ -94,6 +94,8 @@ def test_whole(house, tmp_path):
     assert target.read_bytes() == CONTENT
     assert os.listdir(target.parent) == ["file.bin"]
     assert house.requests == ["/a/file.bin"]
+    (tmp_path / "other").touch()
+    assert target.stat().st_mode == (tmp_path / "other").stat().st_mode  # what the umask says
 
 
 def test_sha256(house, tmp_path):

@@ -3,7 +3,6 @@
 import pickle
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from multiprocessing import get_context
 
 import pytest
@@ -140,20 +139,21 @@ def test_other_processes_give_the_weights_of_the_loop_bit_for_bit_as_tensors(tin
 def test_an_executor_gets_plain_tasks(tiny):
     """A top-level function, a part, the data by name where they have one, the recipe.
 
-    Where the caller has others than lie behind the name, labels changed in place, say, these are trained on.
+    Where the caller has others than lie behind the name, labels changed in place, say, these are sent.
     """
-    dec = Decomposition.grid((12, 12), 2)
-    here, named = Here(), replace(tiny, source=partial(ddlib.load_dataset, "digits"))
-    found, _ = trained(local_cnns("vgg9", dec, channels=3), named, PLAIN, here)
-    task, (part, data, recipe, loss, checkpoint, _) = here.tasks[0]
+    here, data = Here(), ddlib.load_dataset("digits")
+    local = local_cnns("vgg9", Decomposition.grid((32, 32), (1, 2)), classes=10, width=2)
+    trained(local, data, replace(PLAIN, batch_size=512), here)
+    task, (part, images, recipe, loss, checkpoint, _) = here.tasks[0]
     assert task is train_part
     assert len(part) == 1
-    source, digest = pickle.loads(data)
+    source, digest = pickle.loads(images)
     assert source().name == "digits"
-    assert digest == named.digest
-    assert (recipe, loss, checkpoint) == (PLAIN, None, None)
-    expected, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "loop")
-    assert_same_state(found, expected)
+    assert digest == data.digest
+    assert (recipe.batch_size, loss, checkpoint) == (512, None, None)
+    data.train.labels.copy_(data.train.labels.flip(0))
+    trained(local, data, replace(PLAIN, batch_size=512), here)
+    assert here.tasks[-1][1][1] is data.train
 
 
 class Strangers(Executor):

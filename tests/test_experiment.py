@@ -1,12 +1,15 @@
 import copy
 import json
+import subprocess
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import ddlib
 from ddlib import Experiment, Record, accuracy_table, gather, interval
 from ddlib._internal.files import DamagedFile
 from ddlib.data.sets import DATASETS, Entry
@@ -348,6 +351,31 @@ def test_gather_of_nothing(tmp_path):
     frame = gather(tmp_path)
     assert len(frame) == 0
     assert list(frame) == [*records.ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
+
+
+def test_what_is_hidden_or_no_record_is_left_out(saved):
+    hidden = saved.parent / ".ipynb_checkpoints" / f"{saved.stem}-checkpoint.json"
+    hidden.parent.mkdir()
+    hidden.write_text(saved.read_text())
+    assert len(gather(saved.parent)) == 10
+    (saved.parent / "settings.json").write_text('{"theme": "dark"}')
+    with pytest.warns(UserWarning, match=r"settings\.json is no record, and is left out\."):
+        assert len(gather(saved.parent)) == 10
+
+
+def test_the_commit_is_that_of_the_projects_own_repository(tmp_path, monkeypatch):
+    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    git(["git", "init", "-q"])
+    git(["git", "-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "another project"])
+    place = tmp_path / "env" / "site-packages" / "ddlib" / "study" / "records.py"
+    for path in (place, tmp_path / "ddlib" / "study" / "records.py"):  # further down, and not tracked
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        monkeypatch.setattr(records, "__file__", str(path))
+        assert records.provenance("cpu", "fp32", 0.0)["commit"] == "unknown"
+    git(["git", "add", "ddlib"])
+    assert len(records.provenance("cpu", "fp32", 0.0)["commit"]) == 40
+    assert records.provenance("cpu", "fp32", 0.0)["versions"]["ddlib"] == ddlib.__version__
 
 
 def test_gather_of_a_damaged_record_is_an_error(saved):

@@ -15,10 +15,19 @@ def test_what_is_written_is_read(tmp_path, data):
     path = files.write_atomically(tmp_path / "a" / "b" / "file", data)
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
     assert [p.name for p in path.parent.iterdir()] == ["file"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_who_may_read_it_is_the_umasks_to_say(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        path = files.write_atomically(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()], ids=["full", "interrupted"])
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch, step, error):
     path = files.write_atomically(tmp_path / "file", "old")

@@ -34,6 +34,15 @@ def test_compare(tmp_path, capsys, accuracy, code):
     assert ("differs from" in told.err) == (code == 1)
 
 
+@pytest.mark.parametrize("switch", ["-O", "-OO"])
+def test_compare_disagrees_also_without_asserts_and_docstrings(tmp_path, switch):
+    run, reference = kept(tmp_path / "run", 0.1), kept(tmp_path / "reference", 0.95)
+    command = [sys.executable, switch, "-m", "ddlib", "compare", run, reference]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "differs from" in done.stderr
+
+
 def test_compare_needs_records_on_both_sides(tmp_path, capsys):
     known = kept(tmp_path / "reference", 0.9)
     assert main(["compare", str(tmp_path / "run"), known]) == 2
@@ -76,6 +85,12 @@ def test_what_cannot_be_carried_out_is_told_in_a_sentence(arguments, told, capsy
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error
+
+
+def test_a_report_without_the_projects_notebooks_says_where_to_call_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ddlib.study.parameters.project_folder", lambda: tmp_path)
+    assert main(["report"]) == 2
+    assert f"there is no folder {tmp_path}/notebooks: pip does not install it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,14 @@ def test_doctor_says_what_a_bug_report_needs(capsys, monkeypatch, tmp_path):
         assert word in printed
     assert "wrong: nothing found" in printed
     assert not (tmp_path / "new").exists()
+
+
+def test_doctor_needs_no_home_folder(capsys, monkeypatch):
+    for name in ("DDLIB_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does where there is none
+    assert main(["doctor"]) == 0
+    assert "wrong: nothing found" in capsys.readouterr().out
 
 
 def test_doctor_says_what_is_wrong(capsys, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -190,6 +191,7 @@ def test_injected_parameters_are_held_to_the_notebooks_own(monkeypatch: pytest.M
     cells = "import ddlib", "epochs = 3\noutput: str = ''", "# Parameters\nepochs = 4\noutput = 'x'"
     told_of(monkeypatch, *cells)
     told_of(monkeypatch, *cells, "points", "# Parameters\nepochs = 5\noutput = 'y'")
+    told_of(monkeypatch, *cells[:2], "# Parameters\nPAPERMILL_INPUT_PATH = 'a'\nPAPERMILL_OUTPUT_PATH = 'b'")
     for before in (cells[:2], cells):
         with pytest.raises(nb.ParameterError, match=r"'widht'\. Did you mean 'width'"):
             told_of(monkeypatch, *before, "points", "# Parameters\nwidht = 5")
@@ -207,8 +209,10 @@ def test_points_are_the_product_of_the_lists():
     assert all(p.strategies == ("local", "vote") and p.epochs == 3 for p in found)
 
 
-@pytest.mark.parametrize("grids", ["2x2 4x4", "2x2, 4x4", "2x2,4x4", ["2x2", "4x4"], [(2, 2), [4, 4]]])
-@pytest.mark.parametrize("seeds", ["0 1", [0, 1], ["0", 1]])
+@pytest.mark.parametrize(
+    "grids", ["2x2 4x4", "2x2, 4x4", "2x2,4x4", ["2x2", "4x4"], [(2, 2), [4, 4]], np.array([[2, 2], [4, 4]])], ids=str
+)
+@pytest.mark.parametrize("seeds", ["0 1", [0, 1], ["0", 1], range(2), np.arange(2)], ids=str)
 def test_lists_are_text_or_lists(grids, seeds):
     found = ddlib.points(["local", "vote"], grids=grids, overlaps=0, seeds=seeds)
     assert found == ddlib.points("local vote", grids="2x2 4x4", overlaps="0", seeds="0 1")

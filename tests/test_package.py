@@ -163,6 +163,7 @@ def test_whatever_is_imported_is_required():
         "yaml": "pyyaml",
         "IPython": "jupyterlab",
         "PIL": "torchvision",
+        "joblib": "scikit_learn",
         "packaging": "matplotlib",
     }
     for name, where in third_party():

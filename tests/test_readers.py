@@ -12,6 +12,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import torch
 from helpers import ALONE
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 import ddlib
 from ddlib import files
@@ -225,6 +226,18 @@ def test_what_is_transparent_shows_a_ground(tmp_path, kind, grey):
     assert (found[:, 0, 0] - outside).abs().max() <= 1
 
 
+def test_colours_of_an_embedded_profile_become_those_of_srgb(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "grbG".encode("utf-16-be"))  # of its description
+    for kind, profile in {"with": swapped, "srgb": srgb, "without": None, "damaged": b"no profile"}.items():
+        Image.new("RGB", (9, 9), (200, 40, 10)).save(tmp_path / f"{kind}.png", icc_profile=profile)
+        found = photo(tmp_path / f"{kind}.png", to_srgb=True)[:, 0, 0].int()
+        expected = [40, 200, 10] if kind == "with" else [200, 40, 10]
+        assert (found - torch.tensor(expected)).abs().max() <= (1 if kind == "with" else 0), kind
+        assert photo(tmp_path / f"{kind}.png")[:, 0, 0].tolist() == [200, 40, 10]
+
+
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.pgm"])
 def test_damaged_photo_is_named(tmp_path, name):
     path = tmp_path / name
@@ -330,6 +343,25 @@ def test_what_is_no_volume_is_refused(tmp_path, voxels, words):
         volume(tmp_path / "v.nii")
 
 
+@pytest.mark.parametrize("row", [0, np.nan])
+def test_a_volume_that_does_not_say_how_it_lies_is_refused(tmp_path, row):
+    data = bytearray(nibabel.Nifti1Image(VOXELS, np.eye(4)).to_bytes())
+    data[280:328] = np.full(12, row, "<f4").tobytes()  # its sform
+    (tmp_path / "v.nii").write_bytes(data)
+    with pytest.raises(files.DamagedFile, match=r"v\.nii cannot .*: its sform or qform.* does not say how it lies"):
+        volume(tmp_path / "v.nii")
+
+
+def test_volumes_do_not_depend_on_the_default_dtype(tmp_path):
+    write_volume(tmp_path / "v.nii", VOXELS)
+    usual = volume(tmp_path / "v.nii", (8, 3, 6))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(volume(tmp_path / "v.nii", (8, 3, 6)), usual)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("name", ["v.nii.gz", "v.nii", "v.hdr"])
 def test_damaged_volume_is_named(tmp_path, name):
     path = tmp_path / name
@@ -391,7 +423,7 @@ def split_of(labels, whose, fraction, seed):
 
 def test_patients():
     names = ["LIDC-IDRI-0012_R_10.nii.gz", "LIDC-IDRI-0012_R_2.nii.gz", "P_R_1_R_2.png", "study_0001.nii.gz"]
-    found = splits.patients([Path("CT-0") / name for name in names])
+    found = splits.patients(Path("/data"), [Path("/data/CT-0") / name for name in names])
     assert found == ["LIDC-IDRI-0012", "LIDC-IDRI-0012", "P_R_1", "CT-0/study_0001.nii.gz"]
 
 
@@ -698,6 +730,7 @@ def test_a_split_that_is_there_is_used(tmp_path, train, test):
     assert data.test.labels.tolist() == [0] * 2 + [1] * 3
     assert torch.equal(data.test.images[4], photo(tmp_path / "pets" / test / "dog" / "2.png"))
     assert f"{train}/ (12 files) and {test}/ (5 files) are the two halves" in said
+    assert "patients" not in said  # of files that are called the same
     assert f"3 .png in {train}/" in said
     assert f"3 .png in {test}/" in said
 
@@ -710,6 +743,10 @@ def test_of_three_halves_the_test_half_is_taken_and_the_third_is_counted(tmp_pat
     fill(tmp_path / "other", train__cat=2, train__dog=2, test__cat=2, test__cow=2)
     with pytest.raises(FileNotFoundError, match=r"same classes, got .*dog.* and .*cow"):
         load(tmp_path / "other")
+    fill(tmp_path / "flat", train__cat=2, train__dog=2, test=2)
+    for left_out, words in {"": r"and \(\); to split one of them instead, give ", "test": r"found: train \("}.items():
+        with pytest.raises(FileNotFoundError, match=f"{words}path={tmp_path}/flat/train"):
+            load(tmp_path / "flat", leave_out=left_out)
     data, said = load(fill(tmp_path / "traffic", train=4, bus=4, test=4))  # three classes that are called so
     assert (data.classes, said) == (("bus", "test", "train"), "")
 
@@ -762,19 +799,57 @@ def test_masks_are_told_and_can_be_left_out(tmp_path):
     assert len(data.train) + len(data.test) == 8
 
 
-def test_pairs_are_one_volume_each(tmp_path):
+@pytest.mark.parametrize("case", [str.lower, str.upper])
+def test_pairs_are_one_volume_each(tmp_path, case):
+    def pair(voxels, path):
+        KINDS["v.hdr"](voxels, path.with_suffix(".hdr"))
+        for end in (".hdr", ".img"):
+            path.with_suffix(end).rename(path.with_suffix(case(end)))
+
     for kind in ("a", "b"):
         (tmp_path / "ct" / kind).mkdir(parents=True)
         for n in range(3):
-            KINDS["v.hdr"](RANDOM.integers(-1000, 400, (4, 5, 6)).astype(np.int16), tmp_path / "ct" / kind / f"{n}.hdr")
+            pair(RANDOM.integers(-1000, 400, (4, 5, 6)).astype(np.int16), tmp_path / "ct" / kind / str(n))
     how = {"path": "ct", "shape": (4, 5, 6)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = ddlib.load_dataset("volume_folder", tmp_path, **how)
     assert len(before.train) + len(before.test) == 6
-    KINDS["v.hdr"](VOXELS, tmp_path / "other.hdr")
-    os.replace(tmp_path / "other.img", tmp_path / "ct" / "a" / "0.img")
+    pair(VOXELS, tmp_path / "other")
+    os.replace(tmp_path / case("other.img").replace("OTHER", "other"), tmp_path / "ct" / "a" / case("0.img"))
     assert ddlib.load_dataset("volume_folder", tmp_path, **how).digest != before.digest
+
+
+def test_voxels_of_other_sizes_are_told(tmp_path):
+    for number, edge in enumerate((1, 1.5, 1, 5)):
+        write_volume(tmp_path / "ct" / "ab"[number % 2] / f"{number}.nii", affine=np.diag([edge, 1, 1, 1]))
+    with pytest.warns(UserWarning, match=r"ct: voxels measure from 1×1×1 to 1×1×5 mm, and all"):
+        ddlib.load_dataset("volume_folder", tmp_path, path="ct", shape=(4, 4, 4))
+    write_volume(tmp_path / "ct" / "b" / "3.nii", affine=np.diag([1, 1, 2, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddlib.load_dataset("volume_folder", tmp_path, path="ct", shape=(4, 4, 4))
+
+
+def test_names_of_classes_are_the_same_in_either_form_of_unicode(tmp_path):
+    one, other = "caf\u00e9", "cafe\u0301"
+    folder = fill(tmp_path / "cups", **{f"train__{one}": 2, "train__tea": 2, f"test__{other}": 1, "test__tea": 1})
+    data = load(folder)[0]
+    assert data.classes == (one, "tea")
+    assert len(data.test) == 2
+    fill(folder, **{f"train__{other}": 2})
+    with pytest.raises(FileNotFoundError, match="is there twice, its letters written in two ways: make one folder"):
+        load(folder)
+
+
+def test_mirroring_is_told_where_nobody_asked_for_it(tmp_path, capsys):
+    folder = fill(tmp_path / "turns", left=3, right=3)
+    data = load(folder)[0]
+    assert capsys.readouterr().out.count("mirrors images left-right; where sides matter, switch it off: options") == 1
+    data.source()
+    load(folder, flip_axes=[])
+    load(folder, flip_axes=[1])
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -947,7 +1022,7 @@ def test_real(name):
 def test_real_nodules_are_split_by_patient():
     place = datasets.present("lidc_nodules")
     listing = folders.list_classes(place, readers.VOLUMES)
-    whose = np.array(splits.patients(listing.paths))
+    whose = np.array(splits.patients(place, listing.paths))
     assert len(set(whose)) == 551
     for seed in range(5):
         train, test = splits.split(listing.labels, listing.classes, list(whose), 0.2, seed)
@@ -1019,8 +1094,14 @@ def test_images_for_which_there_is_no_room_at_all_are_refused_in_a_sentence(tmp_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "SHARE", 0)
+    told = r"0\.0 GiB of images fit neither into the free memory nor here \(No space left"
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=r"0\.0 GiB of images fit neither into the free memory nor here \(No space left"):
+    with pytest.raises(OSError, match=told):
+        files.room((4, 3, 8, 8), tmp_path / "cache")
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    assert files.room((4, 3, 8, 8), tmp_path / "cache").shape == (4, 3, 8, 8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=767))
+    with pytest.raises(OSError, match=told):
         files.room((4, 3, 8, 8), tmp_path / "cache")
     assert not [*(tmp_path / "cache").iterdir()]
 
@@ -1040,7 +1121,8 @@ def own(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status")
 import torch, sklearn.model_selection, scipy.cluster, PIL.Image
 files.SHARE = 0
 before = own()
-data = [ddlib.load_dataset("image_folder", root={str(tmp_path)!r}, path="photos", size=256) for _ in range(2)]
+how = dict(root={str(tmp_path)!r}, path="photos", size=256, flip_axes=[])
+data = [ddlib.load_dataset("image_folder", **how) for _ in range(2)]
 assert data[0].digest == data[1].digest
 print(own() - before)
 """

@@ -451,6 +451,8 @@ def test_the_page_of_all_notebooks_opens_offline():
     assert not re.findall(r"(?:src|srcset)=\"(?!data:)|<link [^>]*href|@import|url\(\s*[\"']?http", html)
     assert 'src="data:image/png' in html
     assert "<math" in html
+    assert "<mi>w</mi><mo>&#x0002F;</mo><msqrt><mi>N</mi></msqrt>" in html  # the width of a local CNN
+    assert not re.search(r"<math[^>]*></math>|<m[a-z]+></m|MATHML", html), "a formula is empty"
     assert not re.search(r"\$[^$<>\n]{1,40}\$", re.sub(r"<pre>.*?</pre>", "", html, flags=re.S)), "a formula is left"
     for path in paths:
         assert f'id="{path.stem}"' in html

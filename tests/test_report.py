@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ddlib import Experiment, accuracy_table, epochs_to_reach, gather, interval
 from ddlib.report import tables as report
+from ddlib.study import records
 from ddlib.study.parameters import resolve
 from ddlib.study.trainings import seconds
 
@@ -207,11 +208,16 @@ def test_scores_of_two_classes():
 
 
 def test_folders_that_are_not_there(tmp_path):
-    record_of({"global": 0.9}).save(tmp_path)
+    one = record_of({"global": 0.9}).save(tmp_path / "one")
+    record_of({"global": 0.9}).save(tmp_path / "same")
     assert len(report.read(f"{tmp_path} {tmp_path}")) == 1  # read twice, counted once
-    record_of({"global": 0.8}).save(tmp_path / "other")
-    with pytest.raises(ValueError, match="two different records are called"):
-        report.read(str(tmp_path))
+    assert len(gather(tmp_path)) == 1
+    other = record_of({"global": 0.1}).save(tmp_path / "two" / "other")
+    for read in (report.read, gather, lambda folder: report.read([f"{folder}/one", f"{folder}/two"])):
+        with pytest.raises(ValueError, match=f"two different records are called .*: {one} and {other}; move one"):
+            read(tmp_path if read is gather else str(tmp_path))
+    with pytest.raises(ValueError, match="two different records are called digits-"):
+        accuracy_table(gather([records.load(one), records.load(other)]))
     with pytest.raises(FileNotFoundError, match="no folder"):
         report.read(str(tmp_path / "missing"))
 

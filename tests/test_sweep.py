@@ -1,5 +1,6 @@
 """Sweeps: plans are checked before anything runs, points on record are skipped, a failure stops nothing else."""
 
+import os
 import re
 import signal
 import subprocess
@@ -104,6 +105,21 @@ def test_a_sweep_of_two_jobs_goes_on_after_a_failure_and_skips_what_is_on_record
     again = {p.name for p in out.glob("*.json") if p.read_bytes() != first[p.name]}
     assert again == {f"{point.name}.json" for point in done if point.experiment.batch_size == 64}
     assert records.gather(out).drop(columns="seconds").equals(alone)
+
+
+def test_without_the_projects_notebooks_a_sweep_says_where_to_call_it(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("ddlib.study.parameters.project_folder", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/notebooks: pip does not install .*call this in"):
+        sweep.read_plan(plan_file(tmp_path, "grids: [2x2]"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system ties no process to a core")
+def test_kernels_share_the_cores_of_this_process():
+    code = "import os; from ddlib.study import sweep; sweep.run([], jobs=1); print(os.environ['OMP_NUM_THREADS'])"
+    environment = {name: value for name, value in ALONE.items() if name != "OMP_NUM_THREADS"}
+    one = {min(os.sched_getaffinity(0))}
+    pinned = {"preexec_fn": lambda: os.sched_setaffinity(0, one), "env": environment}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **pinned).stdout == "1\n"
 
 
 def test_a_kernel_whose_ports_were_taken_is_started_again(monkeypatch, tmp_path):

@@ -1,15 +1,17 @@
-"""What a wrong argument is told: the value, and what is allowed."""
+"""What a wrong argument is told: the value, and what is allowed.  What is right comes back as Python's own type."""
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 
 def one_of(what: str, value: Any, allowed: Iterable[str]) -> str:
     """Return `value` when it is among `allowed`; otherwise a ValueError that names the nearest one."""
     allowed = list(allowed)
     if isinstance(value, str) and value in allowed:
-        return value
+        return str(value)
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(map(repr, allowed))}.")
@@ -18,11 +20,8 @@ def one_of(what: str, value: Any, allowed: Iterable[str]) -> str:
 def whole(what: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high]; otherwise a ValueError that says so."""
     span = f"a whole number ≥ {low}" if high is None else f"a whole number from {low} to {high}"
-    try:
-        number = int(value) if not isinstance(value, (bool, str)) else None
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    if number is None or number != value or number < low or (high is not None and number > high):
+    number = _number(int, value)
+    if not low <= number <= (float("inf") if high is None else high) or number != value:
         raise ValueError(f"{what} must be {span}, got {value!r}.")
     return number
 
@@ -30,10 +29,7 @@ def whole(what: str, value: Any, low: int, high: int | None = None) -> int:
 def real(what: str, value: Any, low: float, high: float = float("inf"), open_low: bool = False) -> float:
     """Return `value` as a finite float in [low, high] (low excluded with `open_low`)."""
     span = f"{'above' if open_low else 'at least'} {low}" + (f" and at most {high}" if high != float("inf") else "")
-    try:
-        number = float(value) if not isinstance(value, (bool, str)) else float("nan")
-    except (TypeError, ValueError):
-        number = float("nan")
+    number = _number(float, value)
     if not low <= number <= high or (open_low and number == low) or number == float("inf"):
         raise ValueError(f"{what} must be a number {span}, got {value!r}.")
     return number
@@ -41,9 +37,9 @@ def real(what: str, value: Any, low: float, high: float = float("inf"), open_low
 
 def flag(what: str, value: Any) -> bool:
     """Return `value` when it is True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{what} must be True or False, got {value!r}.")
-    return value
+    return bool(value)
 
 
 def finite(what: str, values: Any) -> Any:
@@ -52,3 +48,11 @@ def finite(what: str, values: Any) -> Any:
         count = int(wrong.flatten(1).any(1).sum()) if values.ndim > 1 else int(wrong.sum())
         raise ValueError(f"{what} is no number (NaN) for {count} of {len(values)} images: a training has diverged.")
     return values
+
+
+def _number(kind: type, value: Any) -> float:
+    """`value` as an int or a float; NaN where it is none."""
+    try:
+        return float("nan") if isinstance(value, (bool, np.bool_, str, bytes)) else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")

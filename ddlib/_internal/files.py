@@ -1,9 +1,11 @@
 """Files that are whole or not there: atomic writes, checksums, folders that can be written."""
 
+import errno
 import hashlib
 import math
 import os
 import pickle
+import shutil
 import tempfile
 import time
 import zipfile
@@ -11,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -50,17 +53,16 @@ def write_atomically(path: str | Path, data: bytes | str | Callable[[BinaryIO], 
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data.encode() if isinstance(data, str) else data
     write = data if callable(data) else lambda file: file.write(data)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         if isinstance(error, OSError):
             raise type(error)(
                 error.errno, f"it could not be written ({error.strerror}); what was there before is kept", str(path)
@@ -100,7 +102,10 @@ def room(shape: Sequence[int], folder: Path) -> Tensor:
         return torch.empty(tuple(shape), dtype=torch.uint8, device="cpu")
     try:
         with tempfile.NamedTemporaryFile(dir=writable_folder(folder)) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would kill the process when a page is written
+            if hasattr(os, "posix_fallocate"):  # or a full disk would kill the process when a page is written
+                os.posix_fallocate(file.fileno(), 0, size)
+            elif shutil.disk_usage(folder).free < size:  # macOS
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(tuple(shape))
     except OSError as error:
         reason = f"{size / 2**30:.1f} GiB of images fit neither into the free memory nor here ({error.strerror})"

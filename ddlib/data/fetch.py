@@ -95,6 +95,7 @@ def _transfer(address: str, output: str, _) -> None:
     """Each attempt of pooch's, which itself knows no `file://`."""
     from pooch import HTTPDownloader
 
+    os.unlink(output)  # pooch's is for its owner alone; the one that is written is for whom the umask says
     if address.startswith("file://"):
         shutil.copyfile(url2pathname(urlsplit(address).path), output)
         return

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -68,8 +69,9 @@ def read(
     shape = shape or (size, size)
     photos = len(shape) == 2
     how = {"shape": shape} | ({"grey": grey} if photos else {"window": window, "area": area})
+    how |= {"to_srgb": True} if photos and own else {}
     listing = list_classes(place, PHOTOS if photos else VOLUMES, classes, leave_out or "")
-    whose = patients(listing.paths, patient)
+    whose = patients(place, listing.paths, patient)
     halves = listing.training and torch.arange(len(whose)).tensor_split([listing.training])
     sides = halves or split(listing.labels, listing.classes, whose, test_fraction, split_seed)
     read_one = partial(photo, **how) if photos else lambda path: levels(voxels(path), **how)
@@ -79,7 +81,7 @@ def read(
         prints = [files.digest(image) if image.min() < image.max() else str(path) for image, path in pictures]
         sides = halves or split(listing.labels, listing.classes, together(whose, prints), test_fraction, split_seed)
         notes = [*_left_out(place, listing.paths, leave_out or ""), *_both_sides(listing, sides, whose, prints)]
-        notes += [] if photos else _beside_window(listing, window)
+        notes += [] if photos else [*_beside_window(listing, window), *_voxel_sizes(listing)]
         if notes:
             warnings.warn(f"{place}: {'; '.join(notes)}.", stacklevel=3)
     train, test = ((_picked(images, side, root / ".cache"), listing.labels[side]) for side in sides)
@@ -145,15 +147,22 @@ def list_classes(folder: Path, suffixes: tuple[str, ...], classes: str = "*", le
     Raises:
         FileNotFoundError: fewer than two class folders, others in train/ than in test/, or one without such files.
     """
-    halves = _halves(folder)
+    halves = _halves(folder, leave_out)
     places = [[p for p in _visible(half, leave_out) if p.is_dir() and p.match(classes)] for half in halves]
-    names, *others = (tuple(place.name for place in half) for half in places)
+    named = [{normalize("NFC", place.name): place for place in half} for half in places]  # one é for all systems
+    names, *others = map(tuple, named)
     if len(names) < 2:
         found = ", ".join(names) or "none"
-        raise FileNotFoundError(f"{halves[0]} must hold a sub-folder for each class, two or more; found: {found}.")
-    if others and names != others[0]:
-        raise FileNotFoundError(f"the halves of {folder} must have the same classes, got {names} and {others[0]}.")
-    folders = [place for half in places for place in half]
+        below = [f" (path={place} has some)" for place in places[0] if any(p.is_dir() for p in _visible(place))]
+        raise FileNotFoundError(
+            f"{halves[0]} must hold a sub-folder for each class, two or more; found: {found}{''.join(below[:1])}."
+        )
+    if twice := [p for half, kept in zip(places, named, strict=True) for p in half if p not in kept.values()]:
+        raise FileNotFoundError(f"{twice[0]} is there twice, its letters written in two ways: make one folder of both.")
+    if others and {*names} != {*others[0]}:
+        both = f"{names} and {others[0]}; to split one of them instead, give path={halves[0]}"
+        raise FileNotFoundError(f"the halves of {folder} must have the same classes, got {both}.")
+    folders = [half[name] for half in named for name in names]
     found = [[p for p in _visible(f, leave_out) if p.name.lower().endswith(suffixes) and p.is_file()] for f in folders]
     if not all(found):
         empty = next(place for place, paths in zip(folders, found, strict=True) if not paths)
@@ -163,9 +172,9 @@ def list_classes(folder: Path, suffixes: tuple[str, ...], classes: str = "*", le
     return Listing([path for paths in found for path in paths], torch.tensor(labels), names, training)
 
 
-def _halves(folder: Path) -> list[Path]:
+def _halves(folder: Path, leave_out: str) -> list[Path]:
     """The training and the test folder of one that is split already; else the folder itself."""
-    inside = {path.name.lower(): path for path in _visible(folder) if path.is_dir()}
+    inside = {path.name.lower(): path for path in _visible(folder, leave_out) if path.is_dir()}
     train, test = ([inside[name] for name in names if name in inside] for names in (TRAINING, TEST))
     if train and test and any(path.is_dir() for path in _visible(train[0])):
         return [train[0], test[0]]
@@ -180,8 +189,8 @@ def _visible(folder: Path, leave_out: str = "") -> list[Path]:
 
 
 def _sources(paths: Sequence[Path]) -> list[Path]:
-    """The files, each .hdr with its .img."""
-    pairs = [path.with_suffix(".img") for path in paths if path.suffix == ".hdr"]
+    """The files, each .hdr with its .img, or .HDR with its .IMG."""
+    pairs = [p.with_suffix(".IMG" if p.suffix.isupper() else ".img") for p in paths if p.suffix.lower() == ".hdr"]
     return [*paths, *filter(Path.exists, pairs)]
 
 
@@ -221,6 +230,15 @@ def _both_sides(
         train, test = ({keys[index] for index in side} for side in sides)
         if train & test:
             yield f"{len(train & test)} {what} are in both halves"
+
+
+def _voxel_sizes(listing: Listing) -> Iterator[str]:
+    import nibabel
+
+    sizes = np.array([sorted(nibabel.load(path).header.get_zooms()[:3]) for path in listing.paths])
+    if (sizes.max(0) > 2 * sizes.min(0)).any():
+        low, high = ("×".join(f"{edge:g}" for edge in edges) for edges in (sizes.min(0), sizes.max(0)))
+        yield f"voxels measure from {low} to {high} mm, and all volumes are brought to one shape"
 
 
 def _beside_window(listing: Listing, window: tuple[float, float]) -> list[str]:

@@ -3,7 +3,7 @@
 import gzip
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".t
 VOLUMES = (".nii.gz", ".nii", ".hdr")  # a .hdr with its .img
 CT_WINDOW = (-1000.0, 400.0)  # Hounsfield units, from air to bone, as in the Keras CT example
 BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339  # numbers of TIFF tags
+UNPLACED = "its sform or qform, zeros or no numbers, does not say how it lies: correct its header"
 
 Halves = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]  # train, test, names of the classes
 
@@ -38,14 +39,17 @@ def _decoding(path: Path, kind: str) -> Iterator[None]:
         reason = {
             "UnidentifiedImageError": "it is not an image, or of a kind (float colours, say) that Pillow does not know",
             "DecompressionBombError": "it has too many pixels (179 million are the most): scale it down first",
+            "OrientationError": UNPLACED,
+            "LinAlgError": UNPLACED,
         }.get(type(error).__name__, str(error))
         raise files.DamagedFile(f"{path} cannot be decoded as {kind}: {reason}.") from error
 
 
-def photo(path: Path, shape: tuple[int, int], grey: bool = False) -> Tensor:
+def photo(path: Path, shape: tuple[int, int], grey: bool = False, to_srgb: bool = False) -> Tensor:
     """A photo, scaled and cropped about its centre to `shape` (H, W): uint8 (3, H, W), or (1, H, W) in grey.
 
-    Values of 16 bits are scaled to 8, and what is transparent shows a white ground.
+    Values of 16 bits are scaled to 8, and what is transparent shows a white ground.  With `to_srgb` the colours of
+    an embedded profile become those of sRGB.
 
     Raises:
         files.DamagedFile: it cannot be decoded, to its last byte; has several pages, or values without a known range.
@@ -57,8 +61,9 @@ def photo(path: Path, shape: tuple[int, int], grey: bool = False) -> Tensor:
         if picture.format != "MPO" and (pages := getattr(picture, "n_frames", 1)) > 1:  # MPO: a photo and its preview
             raise ValueError(f"it holds {pages} pages: save the one that counts as a file of its own")
         picture.draft(mode, (2 * max(shape),) * 2)  # a JPEG far too large is decoded at a half, a quarter, …
-        upright = _opaque(_eight_bits(ImageOps.exif_transpose(picture), picture)).convert(mode)
-        pixels = np.array(ImageOps.fit(upright, shape[::-1], Image.Resampling.BICUBIC))
+        upright = _opaque(_eight_bits(ImageOps.exif_transpose(picture), picture))
+        upright = _srgb(upright, picture.info.get("icc_profile")) if to_srgb else upright
+        pixels = np.array(ImageOps.fit(upright.convert(mode), shape[::-1], Image.Resampling.BICUBIC))
     return torch.from_numpy(pixels).view(*shape, -1).permute(2, 0, 1)
 
 
@@ -93,6 +98,18 @@ def _opaque(picture: "Image.Image") -> "Image.Image":
     pages = (Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture) for ground in ("white", "black"))
     white = next(pages)
     return white if any(high - low > 8 for low, high in white.convert("RGB").getextrema()) else next(pages)
+
+
+def _srgb(picture: "Image.Image", profile: bytes | None) -> "Image.Image":
+    """A picture in the colours of sRGB; as it is where it has no profile, or one that cannot be used."""
+    from PIL import ImageCms
+
+    with suppress(ImageCms.PyCMSError, OSError, ImportError):
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+        if "sRGB" not in ImageCms.getProfileDescription(own):
+            picture = picture if picture.mode in ("L", "CMYK", "LAB") else picture.convert("RGB")
+            return ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return picture
 
 
 def voxels(path: Path) -> Tensor:
@@ -141,7 +158,8 @@ def levels(
 def _weights(length: int, size: int) -> Tensor:
     """How much of each old sample is in each new one, (length, size)."""
     if size >= length:
-        return F.interpolate(torch.eye(length)[None], size, mode="linear", align_corners=False)[0]
+        each = torch.eye(length, dtype=torch.float32)[None]
+        return F.interpolate(each, size, mode="linear", align_corners=False)[0]
     edges = torch.arange(size + 1, dtype=torch.float64) * (length / size)
     old = torch.arange(length, dtype=torch.float64)[:, None]
     overlap = torch.minimum(edges[1:], old + 1) - torch.maximum(edges[:-1], old)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from .._internal import checks
@@ -73,14 +75,16 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
         files.DamagedFile: a file is not what it should be, or cannot be decoded; it is named.
         ImportError: the set needs a package that is not installed; says which.
     """
-    options = check_options(name, options)
+    given = check_options(name, options)
     entry, folder = DATASETS[name], data_folder(root)
-    options = {**entry.options, **options}
+    options = {**entry.options, **given}
     place = fetch(name, root) if entry.places else folder / Path(options.get("path") or "").expanduser()
     if "path" in options and not options["path"]:
         raise ValueError(f"{name} needs path=…, the folder that holds a sub-folder for each class.")
     if "path" in options and not place.is_dir():
         raise FileNotFoundError(f"{place} is no folder; a relative path is below the data folder, {folder}.")
+    if "path" in options and options.get("flip_axes") and "flip_axes" not in given:
+        print(f"{name}: training mirrors images left-right; where sides matter, switch it off: options 'flip_axes=[]'.")
     how = {option: value for option, value in options.items() if option not in ("path", "flip_axes")}
     train, test, classes = entry.read(place, folder, **how)
     source = partial(load_dataset, name, str(folder.resolve()) if root else None, **options)
@@ -113,10 +117,8 @@ def check_options(name: str, options: Mapping[str, Any] | str) -> dict[str, Any]
             raise ValueError(f"options of {name} must be like 'size=64 shape=[48,42]', got {options!r}.")
         options = {option: _typed(text, usual.get(option, "")) for option, text in re.findall(PAIR, options)}
     axes = len(usual.get("shape", ("height", "width")))
-    return {
-        option: _checked(option, value, usual[checks.one_of(f"option of {name}", option, usual)], axes)
-        for option, value in options.items()
-    }
+    options = {checks.one_of(f"option of {name}", option, usual): value for option, value in options.items()}
+    return {option: _checked(option, value, usual[option], axes) for option, value in options.items()}
 
 
 def written(name: str, options: Mapping[str, Any]) -> str:
@@ -152,6 +154,7 @@ def _checked(option: str, value: Any, usual: Any, axes: int) -> Any:
             return checks.whole(option, value, 0 if option == "split_seed" else 1)
         case float():
             return checks.real(option, value, 0, 0.99, open_low=True)
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(value, (list, tuple)) or (len(value) != len(usual) and option != "flip_axes"):
         raise ValueError(f"{option} must be a list of numbers, like {list(usual)}, got {value!r}.")
     if option == "window":
@@ -176,8 +179,9 @@ def _text(option: str, value: Any) -> str | None:
 
 def data_folder(root: str | Path | None = None) -> Path:
     """`root`, else `$DDLIB_DATA`, else the per-user cache folder, `$XDG_CACHE_HOME/ddlib` or `~/.cache/ddlib`."""
-    home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ddlib")
-    return Path(root or os.environ.get("DDLIB_DATA") or home).expanduser()
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = tempfile.gettempdir() if home.startswith("~") else home  # of a user who has no home folder
+    return Path(root or os.environ.get("DDLIB_DATA") or os.path.join(home, "ddlib")).expanduser()
 
 
 def present(name: str, root: str | Path | None = None) -> Path | None:

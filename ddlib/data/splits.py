@@ -11,8 +11,8 @@ from torch import Tensor
 PATIENT = r"(.+)_R_\d+\."
 
 
-def patients(paths: Sequence[Path], pattern: str | None = None) -> list[str]:
-    """For each file the patient that its name carries, else the file itself.
+def patients(place: Path, paths: Sequence[Path], pattern: str | None = None) -> list[str]:
+    """For each file below `place` the patient that its name carries, else the file itself.
 
     `pattern` is a regular expression that finds the patient in a name, as its first group or all of it; by default
     `<patient>_R_<n>.*`.  One that is in no name is a ValueError.
@@ -21,7 +21,7 @@ def patients(paths: Sequence[Path], pattern: str | None = None) -> list[str]:
     if pattern and not any(found):
         raise ValueError(f"patient={pattern!r} is in no name of a file, such as {paths[0].name!r}.")
     return [
-        match[match.re.groups and 1] if match else f"{path.parent.name}/{path.name}"
+        match[match.re.groups and 1] if match else path.relative_to(place).as_posix()
         for path, match in zip(paths, found, strict=True)
     ]
 

@@ -95,30 +95,21 @@ def _train_apart(
     """`per_task` local CNNs a task; their histories joined."""
     import pandas as pd
 
+    several = isinstance(data, Sequence)
+    split = None if several else split_of(data, "train_local")
     chosen = [list(range(len(local)))[start : start + per_task] for start in range(0, len(local), per_task)]
-    by_name = isinstance(data, ImageSet) and data.source and not isinstance(executor, _Here)
+    by_name = isinstance(data, ImageSet) and not isinstance(executor, _Here) and data.by_name
+    name = pickle.dumps((data.source, data.digest)) if by_name else None
     tasks, histories = [], []
     title = progress if isinstance(progress, str) else "local CNNs"
     with progress_bar(title, len(chosen), shown=bool(progress)) as bar:
-
-        def submit(indices: list[int], images: Any) -> Future:
-            part, names = local.part(indices).cpu(), f"{indices[0]}-{indices[-1]}" if len(indices) > 1 else indices[0]
-            path = checkpoint and f"{checkpoint}.{names}"
-            task = executor.submit(train_part, _packed(part, executor), images, recipe, loss, path, PROCESS)
-            task.add_done_callback(lambda _: bar.update())
-            return task
-
-        def images_of(indices: list[int]) -> Split:
-            return data[indices[0]] if isinstance(data, Sequence) else split_of(data, "train_local")
-
         try:
-            try:
-                name = pickle.dumps((data.source, data.digest)) if by_name else None
-                tasks = [submit(indices, name or images_of(indices)) for indices in chosen]
-                results = [task.result() for task in tasks]
-            except OtherImages:  # what lies behind the name is not what the caller has: these are sent
-                tasks = [submit(indices, images_of(indices)) for indices in chosen]
-                results = [task.result() for task in tasks]
+            for indices in chosen:
+                part, own = _packed(local.part(indices).cpu(), executor), data[indices[0]] if several else split
+                path = checkpoint and f"{checkpoint}.{'-'.join(map(str, sorted({indices[0], indices[-1]})))}"
+                tasks.append(executor.submit(train_part, part, name or own, recipe, loss, path, PROCESS))
+                tasks[-1].add_done_callback(lambda _: bar.update())
+            results = [task.result() for task in tasks]
         except (BrokenExecutor, ModuleNotFoundError) as error:  # a process dies of what it cannot read; Dask tells it
             message = "a worker of the executor died, or cannot import ddlib or what the backbone needs"
             raise RuntimeError(f"{message}: {error}") from error
@@ -160,10 +151,6 @@ PROCESS = uuid4().hex  # of this process, on whatever machine
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-class OtherImages(ValueError):
-    """The images that a worker loads by name are not the caller's."""
-
-
 def process_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
     """Fresh processes on this machine, with `threads` threads each: more threads than cores stall one another."""
     context, count = get_context("spawn"), checks.whole("threads", threads, 1)
@@ -189,7 +176,7 @@ def train_part(
         sender: `PROCESS` of the caller.
 
     Raises:
-        OtherImages: those loaded by name are not the caller's.
+        ValueError: the images loaded by name are not the caller's.
     """
     threads = torch.get_num_threads()
     crowded = sender != PROCESS and "OMP_NUM_THREADS" not in os.environ and threads == CORES
@@ -233,5 +220,5 @@ def _loaded(packed: bytes) -> ImageSet:
     source, digest = pickle.loads(packed)
     data = source()
     if data.digest != digest:
-        raise OtherImages(f"the images of {data.name} on this worker are not the caller's.")
+        raise ValueError(f"the images of {data.name} on this worker are not the caller's: they have changed since.")
     return data

@@ -49,15 +49,12 @@ def read(folders: str | Iterable[str | Path]) -> list[Record]:
         ValueError: two different records of the same parameters.
         files.DamagedFile: a record that is not what was written.
     """
-    found: dict[str, Record] = {}
+    found: list[Record] = []
     for folder in map(resolve, folders.split() if isinstance(folders, str) else folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}.")
-        ordered = sorted(records.load_all(folder), key=lambda r: (*point(r).values(), r.parameters["seed"]))
-        for record in ordered:
-            if found.setdefault(record.name, record).rows != record.rows:
-                raise ValueError(f"two different records are called {record.name}; choose between their folders.")
-    return list(found.values())
+        found += sorted(records.load_all(folder), key=lambda r: (*point(r).values(), r.parameters["seed"]))
+    return records.once(found)
 
 
 def points(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -104,8 +101,11 @@ def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
     `frame` is what `records.gather` gives.
 
     Raises:
-        ValueError: records of different parameters would share a row.
+        ValueError: records of different parameters would share a row, or two of one point differ.
     """
+    same = [name for name in ("record", "strategy", "subdomain") if name in frame]
+    if "record" in same and (differ := frame.groupby(same)["test_accuracy"].nunique().gt(1)).any():
+        raise ValueError(f"two different records are called {differ.idxmax()[0]}: choose between them.")
     place = [name for name in POINT if name in frame and (name != "variant" or frame["variant"].any())]
     if "settings" in frame and (frame.groupby([*place, "strategy"])["settings"].nunique() > 1).any():
         raise ValueError("records of different parameters (rate, batch_size, …) would share a row: choose among them.")

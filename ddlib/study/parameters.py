@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .._internal import checks, files
 from ..strategies import STRATEGIES
 from .experiment import Experiment
@@ -67,7 +69,8 @@ def checking(*known: str) -> Iterator[None]:
         injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
         own = [name for cell in cells if cell not in injected for name in ASSIGNED.findall(cell)]
         for name in ASSIGNED.findall(injected[-1]) if injected else ():
-            checks.one_of("notebook parameter", name, sorted({*known, *own}))
+            if not name.startswith("PAPERMILL_"):  # of --inject-paths
+                checks.one_of("notebook parameter", name, sorted({*known, *own}))
         yield
     except ValueError as error:
         raise ParameterError(str(error)) from None
@@ -77,7 +80,8 @@ def values(name: str, given: Any) -> list[Any]:
     """A list as papermill hands it over, [0, 4], as text, "0 4" or "0, 4", or a single value."""
     if isinstance(given, str):
         given = given.replace(",", " ").split()
-    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    given = given.tolist() if isinstance(given, (np.ndarray, np.generic)) else given
+    found = list(given) if isinstance(given, (list, tuple, range)) else [given]
     if not found:
         raise ValueError(f"{name} must name at least one value, got none.")
     return found
@@ -114,6 +118,14 @@ def project_folder() -> Path:
     above = [*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents]
     roots = (folder for folder in above if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file())
     return next(roots, Path.cwd())
+
+
+def notebooks_folder() -> Path:
+    """The project's notebooks/; FileNotFoundError where there are none."""
+    folder, hint = project_folder() / "notebooks", "pip does not install it; call this in a copy of the project"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: {hint}.")
+    return folder
 
 
 def resolve(path: str | Path) -> Path:
@@ -202,7 +214,8 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     both = pd.DataFrame(means).loc[means["found"].index].drop("coherent", errors="ignore")
     allowed = [tolerance * (1 + STRATEGIES[strategy].several) for strategy in both.index.get_level_values("strategy")]
     far = both[~((both["found"] - both["reference"]).abs() <= allowed)]
-    assert far.empty, f"differs from {reference}:\n{far}"
+    if not far.empty:
+        raise AssertionError(f"differs from {reference}:\n{far}")
     but = " but those of the coherent model" if "coherent" in set(frame["strategy"]) else ""
     print(f"Every test accuracy{but} agrees with {reference} within {100 * tolerance:g} points.")
     return True

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .. import __version__
 from .._internal import files
 from ..training import RECIPES
 
@@ -65,12 +66,14 @@ class Record:
             for two classes "score/STRATEGY", the second one's probability; for the dense network "importance" (N,);
             for sub-networks on whole images "bounds/FIGURE", see `channels.bounds`.
         provenance: git commit, `RESULTS`, versions, device, threads, precision, time.
+        path: its file, where it was loaded.
     """
 
     parameters: dict[str, Any]
     rows: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
     provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -153,7 +156,7 @@ def load(path: str | Path) -> Record:
         if (found := files.checksum(data)) != content["arrays_sha256"]:
             raise ValueError(f"{path.stem}.npz should have SHA-256 {content['arrays_sha256']}, it has {found}")
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
-            return Record(content["parameters"], content["rows"], dict(loaded), content["provenance"])
+            return Record(content["parameters"], content["rows"], dict(loaded), content["provenance"], path)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
@@ -170,8 +173,26 @@ def find(folder: Path, name: str) -> Record | None:
 
 
 def load_all(folder: str | Path) -> list[Record]:
-    """All records below a folder, by name."""
-    return [load(path) for path in sorted(Path(folder).rglob("*.json")) if not path.name.startswith(".")]
+    """All records below a folder, by name, each `once`; JupyterLab's hidden copies are none."""
+    found = []
+    for path in sorted(Path(folder).rglob("*.json")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.with_suffix(".npz").exists() or b'"schema"' in path.read_bytes():
+            found.append(load(path))
+        else:
+            warnings.warn(f"{path} is no record, and is left out.", stacklevel=3)
+    return once(found)
+
+
+def once(found: Iterable[Record]) -> list[Record]:
+    """Each point once.  Two records of it that differ are a ValueError, which names both files."""
+    first: dict[str, Record] = {}
+    for record in found:
+        if (known := first.setdefault(record.name, record)).rows != record.rows:
+            both = f"{known.path} and {record.path}"
+            raise ValueError(f"two different records are called {record.name}: {both}; move one of them away.")
+    return list(first.values())
 
 
 def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
@@ -208,11 +229,12 @@ def key(content: Any) -> str:
 def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
     """Where and how a record was made."""
     commit, _, changed = _described().partition("-")
+    versions = {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas")}
     return {
         "commit": commit or "unknown",
         "dirty": bool(changed),
         "results": RESULTS,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pandas")},
+        "versions": {"ddlib": __version__, **versions},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
@@ -223,11 +245,14 @@ def provenance(device: str, precision: str, started: float) -> dict[str, Any]:
 
 
 def _described() -> str:
-    """The commit of this code, with "-dirty" where files were changed since; nothing without git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    options = {"cwd": Path(__file__).parent, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    """The commit of this code, with "-dirty" where files were changed since; nothing outside its own repository."""
+    project = Path(__file__).resolve().parents[2]
+    git = ["git", f"--git-dir={project / '.git'}", f"--work-tree={project}"]  # of no folder further up: another's
+    options = {"cwd": project, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
     with suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(command, timeout=10, **options).stdout.strip()
+        if subprocess.run([*git, "ls-files", "ddlib"], **options).stdout:
+            command = [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+            return subprocess.run(command, **options).stdout.strip()
     return ""
 
 

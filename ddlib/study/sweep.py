@@ -26,12 +26,13 @@ from typing import Any
 import pandas as pd
 import papermill
 from filelock import FileLock
+from joblib import cpu_count
 
 from .._internal import checks, files
 from .._internal.progress import progress_bar
 from . import records
 from .experiment import Experiment
-from .parameters import points, project_folder, read_yaml, resolve
+from .parameters import notebooks_folder, points, read_yaml, resolve
 
 BLOCK = ("notebook", "output", "parameters")
 
@@ -83,7 +84,7 @@ def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
             raise ValueError(f"{path}: the key {key!r} is missing or empty.")
     if not isinstance(block["parameters"], dict):
         raise ValueError(f"{path}: parameters must be a mapping, got {block['parameters']!r}.")
-    known = {notebook.stem: notebook for notebook in sorted((project_folder() / "notebooks").glob("*.ipynb"))}
+    known = {notebook.stem: notebook for notebook in sorted(notebooks_folder().glob("*.ipynb"))}
     notebook = known[checks.one_of("notebook", str(block["notebook"]), known)]
     usual = {k: ast.literal_eval(p["default"]) for k, p in papermill.inspect_notebook(str(notebook)).items()}
     if "strategies" not in usual:
@@ -137,8 +138,9 @@ def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, f
     if len(outdated) and not force:
         print(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
     if executor is None:
-        executor = ThreadPoolExecutor(checks.whole("jobs", jobs, 1))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # of the kernels
+        jobs = checks.whole("jobs", jobs, 1)
+        executor = ThreadPoolExecutor(jobs)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // jobs)))  # of the kernels, by what is ours
     tasks: dict[Future, int] = {}
     chosen = frame.index if force else frame.index[frame["reason"] == "new"]
     with progress_bar("points", len(chosen), leave=True) as bar:  # before `execute` switches bars off
