@@ -1,6 +1,6 @@
 """Image sets as uint8 tensors, and from their images to a batch: mirror, shift, normalise."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ._internal import checks, files
+from ._internal.arrays import check_images, check_labels, pair
 from ._internal.devices import memory_free
-
-Window = tuple[tuple[int, int], ...]  # (start, stop) for each axis
+from .decomposition import Bounds
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ImageSet:
     test: Split
     classes: tuple[str, ...]
     source: Callable[[], "ImageSet"] | None = None
-    regions: Mapping[str, Window] | None = None
+    regions: Mapping[str, Bounds] | None = None
     loaded: str = ""
 
     @property
@@ -129,30 +129,36 @@ def split_to_predict(model: Any, images: Any) -> Split:
 
 def image_set(
     name: str,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    classes: tuple[str, ...],
-    flip_axes: tuple[int, ...] = (),
+    train: Any,
+    test: Any,
+    classes: Sequence[str] | None = None,
+    flip_axes: Sequence[int] = (),
     source: Callable[[], "ImageSet"] | None = None,
 ) -> ImageSet:
-    """An `ImageSet` from (images, labels) of one's own, checked.
+    """An `ImageSet` of one's own, checked.
 
     Args:
-        train, test: images (n, C, *shape) uint8 with two or three spatial axes, labels (n,) of integers; as tensors,
-            or numpy's arrays.
+        train, test: (images, labels): images (n, C, *shape) uint8 with two or three spatial axes, labels (n,) of
+            integers, as tensors or numpy's arrays; or a map-style `Dataset` of (image, label), torchvision's, say, whose
+            images are of one size: Pillow's, uint8, or floats in [0, 1]; it is read once.
+        classes: their names; None for those of the `Dataset`, else "0", "1", ….
         flip_axes: spatial axes that augmentation may mirror, e.g. (1,) for left-right.
 
     Raises:
         ValueError: a tensor of the wrong shape, layout, type or range, a class without images; the message says which
             and what is allowed.
     """
-    classes = tuple(str(name) for name in classes)
+    named = classes if classes is not None else getattr(train, "classes", None)
+    halves = {half: pair(f"{name} {half}", given) for half, given in (("train", train), ("test", test))}
+    train, test = halves.values()
+    if named is None:
+        named = range(int(max(labels.max() for _, labels in halves.values() if labels.numel())) + 1)
+    classes = tuple(str(name) for name in named)
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise ValueError(f"{name} must have two classes or more, each name once, got {classes}.")
-    train, test = ((_tensor(images), _tensor(labels)) for images, labels in (train, test))
-    for half, (images, labels) in {"train": train, "test": test}.items():
-        _check_images(f"{name} {half}", images, len(labels) if labels.ndim else 0)
-        _check_labels(f"{name} {half}", labels, len(images), classes)
+    for half, (images, labels) in halves.items():
+        check_images(f"{name} {half}", images, len(labels) if labels.ndim else 0)
+        check_labels(f"{name} {half}", labels, len(images), classes)
     if train[0].shape[1:] != test[0].shape[1:]:
         shapes = f"{tuple(train[0].shape[1:])} and {tuple(test[0].shape[1:])}"
         raise ValueError(f"{name}: training and test images must have the same shape, got {shapes}.")
@@ -161,55 +167,9 @@ def image_set(
     if not isinstance(flip_axes, list) or any(axis not in axes for axis in flip_axes):
         raise ValueError(f"flip_axes must be a list of spatial axes from 0 to {axes[-1]}, got {flip_axes!r}.")
     mean, std = _statistics(train[0])
-    halves = [Split(images, labels.long(), mean, std, tuple(flip_axes)) for images, labels in (train, test)]
-    data = ImageSet(name, *halves, classes, source)
+    splits = [Split(images, labels.long(), mean, std, tuple(flip_axes)) for images, labels in (train, test)]
+    data = ImageSet(name, *splits, classes, source)
     return replace(data, loaded=data.digest) if source else data
-
-
-def _tensor(values: Any) -> Tensor:
-    """A tensor as it is, an array of numpy's (or a list) as a tensor of its own."""
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"images and labels must be arrays of numbers, got {array.dtype} {array.shape}.")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-
-
-def _check_images(what: str, images: Tensor, count: int) -> None:
-    if images.dtype != torch.uint8 or images.ndim not in (4, 5):
-        raise ValueError(
-            f"{what} images must be uint8 (n, C, H, W) or (n, C, H, W, D), got {images.dtype} {tuple(images.shape)}."
-        )
-    order = list(range(images.ndim))
-    if len(images) != count and images.shape.count(count) == 1:  # images come last in some files
-        order.insert(0, order.pop(images.shape.index(count)))
-    if images.shape[order[1]] > 4 >= images.shape[order[-1]]:
-        order.insert(1, order.pop())
-    if order != sorted(order):
-        raise ValueError(
-            f"{what} images must have the axes (n, C, *shape), got {tuple(images.shape)}: channels seem not to come "
-            f"second; give images.permute({', '.join(map(str, order))}), or numpy.transpose(images, {tuple(order)})."
-        )
-    if images.ndim == 4 and images.shape[1] > 4 and len(set(images.shape[1:])) == 1:
-        raise ValueError(
-            f"{what} images {tuple(images.shape)} seem to be volumes without an axis of channels; give images[:, None]."
-        )
-
-
-def _check_labels(what: str, labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.shape != (count,) or not count:
-        raise ValueError(
-            f"{what} labels must be integers (int64, say) of shape ({count},) with at least one image, "
-            f"got {labels.dtype} {tuple(labels.shape)}."
-        )
-    labels = labels.long()
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise ValueError(
-            f"{what} labels must lie in 0 … {len(classes) - 1}, got {int(labels.min())} … {int(labels.max())}."
-        )
-    if missing := [name for name, n in zip(classes, labels.bincount(minlength=len(classes))) if not n]:
-        raise ValueError(f"{what} has no image of class {missing[0]!r}: leave the class out, or add images of it.")
 
 
 def stratified(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_same_state, small_net
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -380,3 +381,54 @@ def test_a_model_stays_where_it_was_put(tiny, engine):
     assert next(local.parameters()).device == torch.device("cpu")
     with pytest.raises(ValueError, match="device 'cuda:1' is not there"):
         train_local(local, tiny, replace(R, device="cuda:1"), engine=engine, progress=False)
+
+
+class OfTorch(torch.utils.data.Dataset):
+    """Pillow's images, as torchvision's sets give them, or what `change` makes of (image, label)."""
+
+    classes = ("a", "b")
+
+    def __init__(self, size, change=lambda image, label, index: (image, label)):
+        self.size, self.change = size, change
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index >= self.size:
+            raise IndexError
+        array = np.full((8, 6, 3), 10 * index, np.uint8)
+        return self.change(Image.fromarray(array), index % 2, index)
+
+
+def test_a_dataset_of_torch_is_an_image_set(tiny):
+    data = ddlib.image_set("mine", OfTorch(6), OfTorch(2))
+    assert (data.classes, data.channels, data.image_shape) == (("a", "b"), 3, (8, 6))
+    assert data.train.images[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50]
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    floats = OfTorch(
+        6, lambda image, label, _: (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255, np.int64(label))
+    )
+    assert torch.equal(ddlib.image_set("mine", floats, OfTorch(2)).train.images, data.train.images)
+    pairs = torch.utils.data.TensorDataset(data.train.images, data.train.labels)
+    assert torch.equal(ddlib.image_set("mine", pairs, data.test).train.images, data.train.images)
+
+
+WRONG = {
+    "mine train is empty": OfTorch(0),
+    r"image 3 of mine train has the shape \(3, 4, 6\), image 0 \(3, 8, 6\)": OfTorch(
+        6, lambda image, label, i: (image.resize((6, 4)) if i == 3 else image, label)
+    ),
+    r"image 0 of mine train must be uint8, or floats from 0 to 1 \(no Normalize\), got torch.float32": OfTorch(
+        6, lambda image, label, _: (torch.randn(3, 8, 6), label)
+    ),
+    "must give \\(image, label\\), image 0 is a Image": OfTorch(6, lambda image, *_: image),
+    "the label of image 0 of mine train must be an integer, got 'cat'": OfTorch(6, lambda image, *_: (image, "cat")),
+    "mine train must be \\(images, labels\\), or a map-style Dataset of \\(image, label\\), got int": 3,
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_dataset_that_cannot_be_trained_on_is_told(message):
+    with pytest.raises(ValueError, match=message):
+        ddlib.image_set("mine", WRONG[message], OfTorch(2))

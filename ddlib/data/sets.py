@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 
 from .._internal import checks
-from ..images import ImageSet, Window, image_set
+from ..decomposition import Bounds
+from ..images import ImageSet, image_set
 from . import folders, readers
 from .fetch import Remote, bring
 
@@ -42,7 +43,7 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Remote | None] = field(default_factory=dict)
     flip_axes: Sequence[int] = ()
-    regions: Mapping[str, Window] | None = None
+    regions: Mapping[str, Bounds] | None = None
 
 
 def _registered() -> dict[str, Entry]:
@@ -92,7 +93,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
     return replace(data, regions=entry.regions and _scaled(entry.regions, entry.options["shape"], data.image_shape))
 
 
-def _scaled(regions: Mapping[str, Window], usual: Sequence[int], shape: Sequence[int]) -> dict[str, Window]:
+def _scaled(regions: Mapping[str, Bounds], usual: Sequence[int], shape: Sequence[int]) -> dict[str, Bounds]:
     """Windows on images of the `usual` shape → on images of another."""
     scaled = {name: zip(window, shape, usual, strict=True) for name, window in regions.items()}
     return {name: tuple((round(a * n / u), round(b * n / u)) for (a, b), n, u in w) for name, w in scaled.items()}
