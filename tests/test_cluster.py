@@ -18,6 +18,7 @@ from ddlib.study.sweep import dask_executor
 
 distributed = pytest.importorskip("dask.distributed", reason="needs Dask: pip install 'ddlib[cluster]'")
 
+pytestmark = pytest.mark.slow
 PAGE = (Path(__file__).parents[1] / "docs/cluster.md").read_text()
 RECIPE = Recipe(epochs=12, batch_size=100, precision="fp32", device="cpu")
 
