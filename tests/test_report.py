@@ -40,14 +40,6 @@ def test_the_interval_is_wilsons(total, data):
     assert interval(right, total) == pytest.approx((centre - reach, centre + reach), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("right", "total", "expected"),
-    [(50, 100, (0.4038, 0.5962)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (8, 10, (0.4902, 0.9433))],
-)
-def test_known_intervals(right, total, expected):
-    assert interval(right, total) == pytest.approx(expected, abs=1e-4)
-
-
 def test_epochs_to_reach():
     assert epochs_to_reach([0.2, 0.5, 0.4, 0.9], 0.5) == 2
     assert epochs_to_reach([0.2, 0.5], 0.6) is None
