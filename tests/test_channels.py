@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from helpers import apart, assert_other_state, assert_same_state, small_net
+from helpers import apart, assert_same_state, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -64,14 +64,6 @@ def few_steps(net, x, labels, steps=3, rate=0.05):
             for p in net.parameters():
                 p -= rate * p.grad
     return net.eval()
-
-
-def uncounted(net):
-    """Without the counters of batches, which nothing reads."""
-    for name, value in net.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            value.zero_()
-    return net
 
 
 def average(subs, x):
@@ -307,13 +299,6 @@ def test_bounds_by_hand():
     assert certain["accuracy_high"] == 0.5
 
 
-def test_bounds_hold_after_a_few_training_steps():
-    x, labels = images(2, 9), torch.arange(9) % 3
-    subs = family("resnet20", 2, [4] * 3)
-    subs = [few_steps(sub, x, (labels + p) % 3 if p == 2 else labels) for p, sub in enumerate(subs)]
-    assert_bounded(subs, x, labels)
-
-
 def on_real_data(data, kind, width, size, recipe):
     net = ddlib.backbones.build(kind, data.channels, data.num_classes, width)
     local = side_by_side(split(net, 2), whole(data.image_shape))
@@ -341,27 +326,6 @@ def test_cifar10():
 
 
 # ── training the sub-networks ─────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    "windows", [whole((12, 12)), Decomposition.grid((12, 12), (1, 2), 2)], ids=["whole", "windows"]
-)
-def test_every_engine_trains_them_alike(windows, tiny):
-    subs = family("vgg9", 2, [2, 2], channels=3, classes=4)
-    together, apart_ = side_by_side(subs, windows), side_by_side(subs, windows)
-    assert len(together.networks) == 1
-    assert together.networks[0].groups == 2
-    for sub, other in zip(subs, (together.subnet(0), together.subnet(1)), strict=True):
-        assert_same_state(other, sub)
-    ddlib.train_local(together, tiny, QUICK, engine="fused", progress=False)
-    ddlib.train_local(apart_, tiny, QUICK, engine="loop", progress=False)
-    assert all(p.dtype == torch.float64 for local in (together, apart_) for p in local.parameters())
-    assert_same_state(uncounted(compose(together)), uncounted(compose(apart_)), 1e-9)
-    assert_other_state(compose(together), compose(subs))
-    x = prepare(tiny.test.images, tiny.test, torch.float64)
-    whole = compose(together).eval()
-    assert apart(whole(x), average([together.subnet(i).eval() for i in range(2)], x)) < 1e-9  # on whole images
-    ddlib.fit(whole, tiny, QUICK, progress=False)
 
 
 def test_shares(tiny):

@@ -1,12 +1,10 @@
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ddlib
 from ddlib import files, image_set, load_dataset
 from ddlib.data import sets as datasets
 from ddlib.images import augment, draw_moves, move, prepare
@@ -303,14 +301,3 @@ def test_cifar10(no_download):
     assert torch.bincount(few.train.labels).tolist() == [100] * 10
     x = prepare(few.train.images, few.train)
     assert x.mean().abs() < 0.05
-
-
-def test_a_set_can_be_given_other_axes(tiny):
-    split = replace(tiny.train, flip_axes=())
-    recipe = ddlib.Recipe(epochs=1, batch_size=16, precision="fp32", device="cpu")
-    nets = []
-    for part in (tiny.train, split):
-        torch.manual_seed(0)
-        nets.append(ddlib.backbones.build("vgg9", 3, 4, 4))
-        ddlib.fit(nets[-1], part, recipe, progress=False)
-    assert not torch.equal(nets[0].head.weight, nets[1].head.weight)

@@ -148,16 +148,6 @@ def test_regions_are_the_named_windows():
     assert volume.window_shapes == ((2, 2, 4),)
 
 
-def test_repr_says_what_it_is():
-    assert repr(Decomposition.grid((32, 32), 2, 4)) == (
-        "Decomposition(32×32 image, grid 2×2, overlap 4: 4 windows of 20×20)"
-    )
-    assert repr(Decomposition.grid((9, 8), (2, 1), (1, 0))) == (
-        "Decomposition(9×8 image, grid 2×1, overlap (1, 0): 2 windows of 5×8, 6×8)"
-    )
-    assert "windows eyes" in repr(Decomposition.regions((9, 9), {"eyes": ((0, 3), (0, 9))}))
-
-
 def test_equal_decompositions_are_equal():
     assert Decomposition.grid((6, 6), 2, 1) == Decomposition.grid([6, 6], (2, 2), (1, 1))
     assert Decomposition.grid((6, 6), 2, 1) != Decomposition.grid((6, 6), 2, 2)

@@ -234,41 +234,6 @@ def test_gradients_of_every_grouped_layer(name, shape, groups, width, precision)
             assert apart(take(inputs.grad, 1), piece.grad) < tolerance, key
 
 
-@pytest.mark.parametrize(
-    ("backbone", "grid", "precision"),
-    [("vgg9", ((16, 16), 2, 0), "fp32"), ("vgg9", ((32, 32), 4, 0), "bf16"), ("cnn3d", ((8, 8, 4), (2, 2, 1)), "bf16")],
-    ids=["vgg9-2x2-fp32", "vgg9-4x4-bf16", "cnn3d-2x2x1-bf16"],
-)
-def test_gradients_of_the_whole_group(backbone, grid, precision):
-    """Grouped gradients are as near to those in float64 as those of the networks apart, in norm."""
-    dec = Decomposition.grid(*grid)
-    local = local_cnns(backbone, dec, width=16, channels=3)
-    like = memory_format(len(dec.image_shape))
-    alone = [local.subnet(i) for i in range(len(local))]
-    exact = [local.subnet(i).double() for i in range(len(local))]
-    x, labels = images(dec, size=32, channels=3)
-
-    def backward(model, inputs):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" and inputs.dtype == torch.float32):
-            logits = model(inputs.contiguous(memory_format=like))
-        cross_entropy(logits, labels).backward()
-
-    backward(local.to(memory_format=like), x)
-    gradients = [None] * len(local)
-    for family, network in zip(dec.families(), local.networks, strict=True):
-        for group, index in enumerate(family):
-            gradients[index] = [p.grad.unflatten(0, (network.groups, -1))[group] for p in network.parameters()]
-    for net, reference, found, piece in zip(alone, exact, gradients, dec.cut(x), strict=True):
-        backward(net.to(memory_format=like), piece)
-        backward(reference, piece.double())
-        flat = lambda many: torch.cat([g.double().flatten() for g in many])  # noqa: E731
-        target = flat(p.grad for p in reference.parameters())
-        error = ((flat(found) - target).norm() / target.norm()).item()
-        apart_error = ((flat(p.grad for p in net.parameters()) - target).norm() / target.norm()).item()
-        assert error < (1e-4 if precision == "fp32" else max(2 * apart_error, 0.05))
-        assert error < 0.5
-
-
 def test_widths_are_proportionally_smaller():
     for parts, width in ((1, 32), (2, 16), (4, 8)):
         local = LocalCNNs("vgg9", Decomposition.grid((32, 32), parts), in_channels=3, num_classes=10, width=32)

@@ -1,18 +1,11 @@
 """The command line: what it prints, and exit codes that scripts can trust."""
 
-import http.server
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import hears_interrupts, record_of
+from helpers import record_of
 
 from ddlib.__main__ import main
 from ddlib.data.sets import DATASETS
@@ -126,59 +119,3 @@ def test_doctor_says_what_is_wrong(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DDLIB_DATA", str(tmp_path / "file"))
     assert main(["doctor"]) == 1
     assert f"wrong: the data folder {tmp_path / 'file'} cannot be written" in capsys.readouterr().out
-
-
-# ── Ctrl-C, as a terminal sends it: to every process of the command ──
-
-
-def interrupt(arguments: list[str], begun, **environment: str) -> str:
-    """Start a command, interrupt it once `begun()`, hold it to the promise of a clean end; what it told."""
-    command = [sys.executable, "-m", "ddlib", *arguments]
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, start_new_session=True, preexec_fn=hears_interrupts, **pipe
-    )
-    try:
-        end = time.monotonic() + 120
-        while not begun(process):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < end, "it did not begin"
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        told, _ = process.communicate(timeout=30)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
-    assert "interrupted" in told
-    return told
-
-
-@pytest.mark.slow
-def test_an_interrupted_download_keeps_what_has_come_and_nothing_else(tmp_path: Path):
-    class Slow(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "1000000000")
-            self.end_headers()
-            try:
-                while True:
-                    self.wfile.write(b"x" * (1 << 18))
-                    time.sleep(0.05)
-            except OSError:
-                pass
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        interrupt(
-            ["datasets", "fetch", "cifar10"],
-            lambda _: any(part.stat().st_size for part in tmp_path.iterdir()),
-            DDLIB_DATA=str(tmp_path),
-            DDLIB_MIRROR=f"http://127.0.0.1:{server.server_port}",
-        )
-        server.shutdown()
-    assert list(tmp_path.iterdir()) == []

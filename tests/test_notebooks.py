@@ -118,15 +118,10 @@ def until_the_check(path: Path, monkeypatch: pytest.MonkeyPatch, injected: str) 
 
 WRONG = {
     "dataset": ("'digit'", "Did you mean 'digits'"),
-    "backbone": ("'vgg'", "Did you mean 'vgg9'"),
     "grid": ("'2y2'", "'2y2'"),
     "grids": ("'2x2 2y2'", "'2y2'"),
-    "overlap": ("-1", "overlap"),
-    "overlaps": ("'two'", "'two'"),
     "epochs": ("0", "epochs must be a whole number ≥ 1, got 0"),
-    "seeds": ("''", "seeds"),
     "profile": ("'quik'", "Did you mean 'quick'"),
-    "repeats": ("0", "repeats must be a whole number ≥ 1, got 0"),
 }
 
 

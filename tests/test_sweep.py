@@ -129,6 +129,27 @@ def test_an_interrupted_sweep_ends_at_once_with_its_kernel(tmp_path: Path):
     assert not list((tmp_path / "out").glob("*.json"))
 
 
+def test_a_failure_stops_nothing_else_and_what_is_on_record_is_skipped(tmp_path: Path, monkeypatch):
+    """In this process, without kernels."""
+    plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2], seeds: [0, 1]"))
+    asked, broken = [], [0]
+
+    def execute(notebook, executed, given):
+        asked.append(given["seeds"])
+        if given["seeds"] in broken:
+            return "ValueError: on purpose"
+        plan[given["seeds"]].experiment.record(tmp_path / "out", progress=False)
+        return ""
+
+    monkeypatch.setattr(sweep, "execute", execute)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a sweep sets it where it is not set
+    assert sweep.run(plan)["result"].tolist() == ["failed", "done"]
+    broken.clear()
+    assert sweep.run(plan)["result"].tolist() == ["done", "skipped"]
+    assert asked == [0, 1, 0]
+    assert set(sweep.table(plan)["status"]) == {"on record"}
+
+
 def test_outdated_records_are_listed_and_kept(tmp_path: Path, monkeypatch, capsys):
     plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2]"))
     plan[0].experiment.record(tmp_path / "out", progress=False)

@@ -62,12 +62,6 @@ def test_a_bad_recipe_is_refused_by_its_value(wrong, told):
         Recipe(**wrong)
 
 
-def test_whole_numbers_of_other_types_are_whole_numbers():
-    """Parameter files and arrays give 2.0 and np.int64(2): the recipe is the same."""
-    assert repr(Recipe(epochs=np.int64(2), seed=3.0)) == repr(Recipe(epochs=2, seed=3))
-    assert type(Recipe(batch_size=64.0).batch_size) is int
-
-
 def test_a_batch_larger_than_the_data_is_refused(tiny):
     with pytest.raises(ValueError, match="batch_size 65 is larger than the data: 64 images"):
         fit(vgg(), tiny, replace(QUICK, batch_size=65))
@@ -228,11 +222,7 @@ def test_the_loss_is_a_mean_over_images_and_a_sum_over_networks(batch, networks,
     (theirs,) = torch.autograd.grad(sum(parts), logits)
     assert torch.allclose(mine, theirs, rtol=1e-12)
     assert cross_entropy(logits[:, 0], labels).item() == pytest.approx(parts[0].item(), rel=1e-12)
-
-
-def test_the_loss_is_computed_in_full_precision():
-    assert cross_entropy(torch.zeros(2, 3, dtype=torch.bfloat16), torch.tensor([0, 1])).dtype == torch.float32
-    assert cross_entropy(torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1])).dtype == torch.float64
+    assert cross_entropy(logits.bfloat16(), labels).dtype == torch.float32  # in full precision
 
 
 # ── checkpoints ──
@@ -424,20 +414,6 @@ def test_the_second_step_sees_the_images_as_they_are(tiny):
     train_aggregator(model, tiny, replace(ddlib.RECIPES["dense network"], epochs=1, batch_size=64, augment=True))
     order = lambda p: p.flatten(1)[p.flatten(1)[:, 0].argsort()]  # noqa: E731
     assert torch.equal(order(seen[0]), order(expected))
-
-
-def test_before_its_first_step_the_transfer_model_is_the_cnn_dnn(tiny):
-    model = two_level()
-    fit(model.local, tiny, replace(QUICK, epochs=2))
-    train_aggregator(model, tiny, replace(ddlib.RECIPES["dense network"], epochs=3, batch_size=16))
-    transfer = two_level(seed=9)
-    transfer.load_state_dict(model.state_dict())
-    x = prepare(tiny.test.images, tiny.test)
-    with torch.no_grad():
-        two_steps = model.head(predict(model.local, tiny.test, precision="fp32"))
-        together = transfer.eval()(x)
-    assert apart(together, two_steps) < 1e-6
-    assert apart(predict(transfer, tiny.test, precision="fp32"), two_steps.softmax(1)) < 1e-6
 
 
 def test_a_model_in_double_precision_stays_so(tiny):
