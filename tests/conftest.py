@@ -17,7 +17,7 @@ settings.load_profile("ddlib")
 # ── two tiers: `make test` leaves out what is marked slow, `make test-all` runs it as well ──
 
 NOTEBOOKS = ("01_decompositions", "02_aggregation", "05_report")  # nbval of the others is slow
-FIRST = ("nothing_lost", "sweep", "cluster", "site", "experiment", "training")  # the longest files
+FIRST = ("nothing_lost", "sweep", "cluster", "site", "ranks", "engines")  # the longest files
 
 
 def pytest_configure(config):

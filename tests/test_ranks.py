@@ -175,20 +175,17 @@ def test_more_ranks_than_subdomains_are_refused():
 # ── checkpoints ──
 
 
-@pytest.mark.slow
 def test_one_process_and_ranks_go_on_from_each_others_checkpoint(data, on_ranks, alone, tmp_path):
     whole, recipe = coherent(), replace(LONGER, optimizer="adam", rate=1e-3)
     expected = alone(whole, data, recipe, metrics={"m": lambda m: 0.5})
     path = tmp_path / "ranks.pt"
-    assert on_ranks(3, train, coherent(), data, recipe, path, 3) == [(None, None)] * 3
+    assert on_ranks(2, train, coherent(), data, recipe, path, 3) == [(None, None)] * 2
     assert len(files.load_tensors(path)["history"]) == 2
     other = coherent()
     history = alone(other, data, recipe, metrics={"m": lambda m: 0.5}, checkpoint=path)
     assert_same_state(other, whole, 1e-9)
     assert history["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-9)
 
-    (fewer, _), *_ = on_ranks(2, train, coherent(), data, recipe, tmp_path / "ranks.pt")  # all epochs are there
-    assert_same_state(fewer, whole, 1e-9)
     path = tmp_path / "alone.pt"
     with pytest.raises(KeyboardInterrupt):
         alone(coherent(), data, recipe, metrics={"m": stop_in(3)}, checkpoint=path)
@@ -210,7 +207,6 @@ def stop_in(epoch):
     return metric
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_by_every_rank(data, on_ranks, tmp_path):
     path = tmp_path / "c.pt"
     on_ranks(2, train, coherent(), data, PLAIN, path)
