@@ -39,6 +39,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
+    torch.manual_seed(0)  # a test draws the same numbers alone and beside others
     if item.get_closest_marker("real_data") and not os.environ.get("DDLIB_DATA"):
         pytest.skip("needs real data: set DDLIB_DATA to the folder that holds it")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddlib import CNNDNN, Decomposition, DenseAggregator, average_probability, majority_vote
-from ddlib.aggregation import importance
+from ddlib.aggregation import geometric_mean, importance
 
 
 @st.composite
@@ -60,6 +60,24 @@ def test_shares_of_the_votes_are_ordered_like_counts_and_sum_to_one(p):
             for j in range(p.shape[2]):
                 if counts[b, i] > counts[b, j] or (counts[b, i] == counts[b, j] and mean[b, i] > mean[b, j] + 1e-12):
                     assert q[b, i] > q[b, j]
+
+
+@given(probabilities())
+def test_ties_can_go_to_the_first_class_as_in_a_plain_argmax(p):
+    counts = votes_of(p).tolist()
+    assert majority_vote(p, ties="first").argmax(1).tolist() == [row.index(max(row)) for row in counts]
+
+
+@given(probabilities())
+def test_the_geometric_mean_is_normalised(p):
+    mean = p.prod(1) ** (1 / p.shape[1])
+    assert torch.allclose(geometric_mean(p), mean / mean.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("start", "aggregate"), [("average", average_probability), ("geometric", geometric_mean)])
+def test_before_its_first_step_a_correction_is_the_aggregate(start, aggregate):
+    p = torch.rand(5, 3, 4).softmax(-1)
+    assert apart(DenseAggregator(3, 4, start=start)(p).softmax(1).detach(), aggregate(p)) < 1e-5
 
 
 def test_a_majority_holds_against_certainty():

@@ -14,7 +14,6 @@ import ddlib
 from ddlib import Decomposition, Recipe, train_local
 from ddlib.__main__ import main
 from ddlib.study import records, sweep
-from ddlib.study.sweep import dask_executor
 
 distributed = pytest.importorskip("dask.distributed", reason="needs Dask: pip install 'ddlib[cluster]'")
 
@@ -76,12 +75,6 @@ def test_a_sweep_on_dask_loses_a_worker_and_its_table_is_complete_and_equal(clus
         frames[name] = records.gather(tmp_path / name / "out").drop(columns=["seconds"])
     assert len(frames["here"]["record"].unique()) == 2
     assert frames["dask"].equals(frames["here"])
-
-
-def test_a_local_cluster_of_ones_own(capsys):
-    with dask_executor("local") as executor:
-        assert executor.submit(sum, [1, 2]).result() == 3
-    assert "Dask dashboard: http" in capsys.readouterr().out
 
 
 def test_a_scheduler_that_is_not_there_is_told(tmp_path, capsys):

@@ -137,6 +137,20 @@ def test_subset_keeps_windows_and_names_in_the_order_asked(case, data):
     assert few.names == tuple(dec.names[i] for i in chosen)
 
 
+def test_the_coarse_window_is_the_whole_image_averaged_down():
+    """To the size of the largest window; the others are as without it."""
+    plain, dec = (Decomposition.grid((8, 8), 2, coarse=on) for on in (False, True))
+    x = torch.rand(2, 3, 8, 8)
+    *pieces, last = dec.cut(x)
+    assert all(map(torch.equal, pieces, plain.cut(x)))
+    assert torch.allclose(last, x.view(2, 3, 4, 2, 4, 2).mean((3, 5)))
+    assert (len(dec), dec.names[-1]) == (5, "coarse")
+    assert torch.equal(dec.multiplicity(), plain.multiplicity())
+    assert dec.subset([0, 4]).window_shapes == ((4, 4), (4, 4))
+    with pytest.raises(ValueError, match=r"the coarse window, 4, must be the last one, got \[4, 0\]"):
+        dec.subset([4, 0])
+
+
 def test_regions_are_the_named_windows():
     dec = Decomposition.regions((96, 84), {"eyes": ((20, 50), (8, 76)), "mouth": ((60, 90), (20, 64))})
     x = torch.rand(2, 1, 96, 84)

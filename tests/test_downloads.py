@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import socket
 import tarfile
 import threading
 import zipfile
@@ -130,14 +129,6 @@ def test_missing_says_what_to_do(house, tmp_path):
     for words in ("404", missing.url, missing.checksum, str(tmp_path / "none.bin"), "DDLIB_MIRROR"):
         assert words in str(error.value)
     assert os.listdir(tmp_path) == []
-
-
-def test_offline_says_what_to_do(tmp_path):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        nobody = Remote(f"http://127.0.0.1:{closed.getsockname()[1]}/file.bin", md5(CONTENT))
-        with pytest.raises(FileNotFoundError, match="Without a network"):
-            download(nobody, tmp_path / "file.bin")
 
 
 def test_interrupted_leaves_nothing(house, tmp_path, monkeypatch):

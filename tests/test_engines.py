@@ -49,8 +49,9 @@ def trained(local, data, recipe, engine, **options):
     ids=["momentum and augmentation, f64", "plain, f32"],
 )
 def test_fused_is_one_by_one(tiny, recipe, dtype, tolerance):
-    """On windows of two shapes."""
-    make = lambda: local_cnns("vgg9", Decomposition.grid((12, 12), (2, 3), 2), channels=3, dtype=dtype)  # noqa: E731
+    """On windows of two shapes, and the coarse one."""
+    dec = Decomposition.grid((12, 12), (2, 3), 2, coarse=True)
+    make = lambda: local_cnns("vgg9", dec, channels=3, dtype=dtype)  # noqa: E731
     fused, history = trained(make(), tiny, recipe, "fused")
     loop, apart_history = trained(make(), tiny, recipe, "loop")
     assert list(apart_history) == [*history, "seconds_longest"]
@@ -167,13 +168,6 @@ def test_a_failed_task_is_raised(tiny):
     dec = Decomposition.grid((12, 12), 2)
     with pytest.raises(ValueError, match="batch_size 65 is larger"):
         trained(local_cnns("vgg9", dec, channels=3), tiny, replace(PLAIN, batch_size=65), Here())
-
-
-def test_an_executor_shows_no_bar_when_bars_are_off(tiny, capsys, monkeypatch):
-    monkeypatch.setenv("DDLIB_PROGRESS", "0")
-    train_local(local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3), tiny, PLAIN, engine=Here())
-    train_local(local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3), tiny, PLAIN, engine="loop")
-    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("engine", ["fused", "loop", "executor"])

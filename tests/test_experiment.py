@@ -345,6 +345,11 @@ def test_an_interrupted_point_goes_on(tmp_path, trainings, monkeypatch):
         {"augment": False},
         {"train_size": 40},
         {"dataset": "digits"},
+        {"local_width": "full"},
+        {"dense_hidden": "8"},
+        {"dense_start": "average"},
+        {"coarse": True},
+        {"ties": "first"},
     ],
 )
 def test_other_parameters_have_another_record(other):
@@ -352,7 +357,11 @@ def test_other_parameters_have_another_record(other):
     assert records.record_name(first.parameters) != records.record_name(second.parameters)
 
 
-@pytest.mark.parametrize("same", [{"grid": [2, 2]}, {"strategies": ("vote",)}, {"epochs": np.int64(2)}, {"width": 8.0}])
+SAME = [{"grid": [2, 2]}, {"strategies": ("vote",)}, {"epochs": np.int64(2)}, {"width": 8.0}]
+SAME += [{"ties": "average"}, {"local_width": "proportional"}, {"dense_start": "random"}, {"coarse": False}]
+
+
+@pytest.mark.parametrize("same", SAME, ids=str)
 def test_the_same_parameters_have_the_same_record(same):
     assert Experiment(**SMALL | same).name == Experiment(**SMALL).name
 
@@ -500,6 +509,22 @@ def test_log_probabilities_are_an_option_of_the_dense_network_alone(tmp_path):
     assert kept == ["coherent", "coherent", "dense-network", "dense-network", "local"]
     for stage in ("dense network", "coherent"):
         assert logs.arrays[f"history/{stage}/loss"][0] != usual.arrays[f"history/{stage}/loss"][0]
+
+
+def test_options_of_the_method_work_together(everything):
+    options = {
+        "coarse": True,
+        "local_width": "full",
+        "dense_hidden": "none",
+        "dense_start": "geometric",
+        "ties": "first",
+    }
+    point = Experiment(**SMALL, **options, strategies=("local", "vote", "geometric", "cnn-dnn", "correction"))
+    frame = point.run(progress=False)
+    assert frame["subdomain"].tolist() == ["0,0", "0,1", "1,0", "1,1", "coarse", *[""] * 4]
+    sizes = frame.groupby("strategy")["parameters"].first()
+    assert sizes["local"] == everything.frame()["parameters"].iloc[0]  # of the global CNN
+    assert sizes["cnn-dnn"] == sizes["correction"] == sizes["geometric"] + 5 * 4 * 4 + 4
 
 
 def test_images_that_changed_behind_their_path_are_noticed(tmp_path):

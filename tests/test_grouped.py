@@ -13,7 +13,7 @@ from ddlib.training import cross_entropy
 BACKBONES_2D = ("vgg9", "resnet20", "mobilenet_v2")
 # Each backbone once: windows of two shapes, with and without overlap, and of one.
 WHERE = [
-    pytest.param("vgg9", Decomposition.grid((12, 12), (2, 3), 2), id="vgg9-2x3-o2"),
+    pytest.param("vgg9", Decomposition.grid((12, 12), (2, 3), 2, coarse=True), id="vgg9-2x3-o2-coarse"),
     pytest.param("resnet20", Decomposition.grid((11, 12), 2, (1, 0)), id="resnet20-2x2-uneven"),
     pytest.param("mobilenet_v2", Decomposition.grid((12, 12), 2), id="mobilenet_v2-2x2"),
     pytest.param("cnn3d", Decomposition.grid((8, 8, 4), (3, 2, 1), (1, 1, 0)), id="cnn3d-3x2x1-o1"),
@@ -240,7 +240,10 @@ def test_widths_are_proportionally_smaller():
         assert local.local_width == width
         whole = ddlib.count_parameters(backbones.build("vgg9", 3, 10, 32))
         assert ddlib.count_parameters(local) == pytest.approx(whole, rel=0.1)
-    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 4), in_channels=3, num_classes=10, width=1).local_width == 1
+    size = {"in_channels": 3, "num_classes": 10}
+    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 4), **size, width=1).local_width == 1
+    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 2, coarse=True), **size, width=8).local_width == 4
+    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 2), **size, width=8, local_width="full").local_width == 8
 
 
 @pytest.mark.parametrize(

@@ -153,22 +153,6 @@ def test_a_point_that_another_sweep_is_at_is_waited_for(tmp_path, monkeypatch):
     assert started
 
 
-@pytest.mark.slow
-def test_two_sweeps_on_one_folder_tear_nothing(tmp_path):
-    plan = plan_of(tmp_path)
-    command = [sys.executable, "-m", "ddlib", "sweep", str(tmp_path / "plan.yaml")]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ALONE)
-    here = sweep.run(plan)
-    (record,) = (tmp_path / "out").glob("*.json")
-    first = record.read_bytes()
-    told = other.communicate(timeout=300)
-    assert (other.returncode, here["result"].tolist()) == (0, ["done"]), (told, here.to_string())
-    assert [record.name for record in records.load_all(tmp_path / "out")] == [point.name for point in plan]
-    assert record.read_bytes() == first, "the sweep that waited took it as it was"
-    left = [p.name for p in (tmp_path / "out").rglob("*") if "damaged" in p.name or p.name.startswith(".")]
-    assert left == []
-
-
 # ── a full disk ──
 
 

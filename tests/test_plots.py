@@ -137,15 +137,3 @@ def test_cost_shows_one_regime_and_the_global_cnn_of_every_length_and_names_what
     drawn = np.concatenate([line.get_ydata() for line in ax.lines])
     assert drawn.max() == pytest.approx(90)
     assert 85 not in drawn.round(6)
-
-
-def test_one_legend_has_each_label_once():
-    figure, axes = plt.subplots(1, 2)
-    for ax, labels in zip(axes, (("a", "b"), ("b", "c")), strict=True):
-        for label in labels:
-            ax.plot([0, 1], label=label)
-        ax.legend()
-    plots.one_legend(figure, axes, columns=3)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
-    assert [ax.get_legend() for ax in axes] == [None, None]
-    plt.close(figure)

@@ -105,11 +105,18 @@ def tiff(path: Path, pixels: np.ndarray, order="<", **tags) -> None:
     path.write_bytes(head + data + struct.pack(order + "H", len(values)) + entries + bytes(4))
 
 
+def twelve_bits(pixels: np.ndarray) -> np.ndarray:
+    """Two pixels in three bytes."""
+    a, b = pixels[:, ::2], pixels[:, 1::2]
+    return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).reshape(len(pixels), -1)
+
+
 DEEP = {
     "png": lambda path: Image.fromarray(RAMP).save(path, "PNG"),
     "pgm": lambda path: Image.fromarray(RAMP).save(path, "PPM"),
     "pgm of 12 bits": lambda path: path.write_bytes(b"P5 32 32 4095\n" + (RAMP >> 4).astype(">u2").tobytes()),
     "tiff": lambda path: tiff(path, RAMP),
+    "tiff of 12 bits": lambda path: tiff(path, twelve_bits(RAMP >> 4), t256=32, t258=12),
     "tiff whose white is zero": lambda path: tiff(path, 65535 - RAMP, t262=0),
     "colour tiff": lambda path: tiff(path, np.stack([RAMP] * 3, -1), ">"),
     "colour ppm": lambda path: path.write_bytes(b"P6 32 32 65535\n" + np.stack([RAMP] * 3, -1).astype(">u2").tobytes()),

@@ -75,15 +75,6 @@ def test_accuracy_table():
     }
 
 
-def test_rows_of_the_accuracy_table_stand_in_the_order_of_the_frame():
-    point = {"dataset": "d", "backbone": "b", "width": 8, "epochs": 1, "strategy": "vote", "seed": 0}
-    places = [("2x2", 0), ("2x2", 4), ("4x4", 2), ("4x4", 4)]
-    rows = [{**point, "grid": grid, "overlap": overlap, "test_accuracy": 0.5} for grid, overlap in places]
-    assert accuracy_table(pd.DataFrame(rows)).reset_index()[["grid", "overlap"]].to_numpy().tolist() == [
-        list(place) for place in places
-    ]
-
-
 def test_the_accuracy_table_names_epochs_and_augmentation():
     point = {"dataset": "d", "backbone": "b", "width": 8, "grid": "2x2", "overlap": 0, "strategy": "vote", "seed": 0}
     rows = [{**point, "epochs": e, "augment": a, "test_accuracy": 0.5} for e in (6, 12) for a in ("yes", "no")]
