@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab site notebooks lint lowest clean
+.PHONY: help reproduce test test-all lab site notebooks lint lowest clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 RUN := runs/reproduce-$(shell date +%Y%m%d-%H%M%S)
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
@@ -26,9 +26,15 @@ $(READY): pyproject.toml constraints.txt
 reproduce: $(READY)  ## train the quick profile, write tables and figures to a fresh folder, compare with results/quick
 	@$(BIN)/python notebooks/reproduce.py $(RUN)
 
-test: $(READY)  ## ruff, pytest, and nbval on every notebook; two workers with a thread each
+# Two workers with a thread each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder --nbval tests notebooks
+
+test: $(READY)  ## ruff, pytest, and nbval on three notebooks: minutes
 	$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder --nbval tests notebooks
+	$(PYTEST) -m "not slow"
+
+test-all: test  ## and kills, clusters, sweeps, the site, the browser, nbval on every notebook
+	$(PYTEST) -m slow
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md

@@ -139,8 +139,8 @@ def image_set(
 
     Args:
         train, test: (images, labels): images (n, C, *shape) uint8 with two or three spatial axes, labels (n,) of
-            integers, as tensors or numpy's arrays; or a map-style `Dataset` of (image, label), torchvision's, say, whose
-            images are of one size: Pillow's, uint8, or floats in [0, 1]; it is read once.
+            integers, as tensors or numpy's arrays; or a map-style `Dataset` of (image, label), torchvision's, say: its
+            images, of one size, Pillow's, uint8, or floats in [0, 1], are read once.
         classes: their names; None for those of the `Dataset`, else "0", "1", ….
         flip_axes: spatial axes that augmentation may mirror, e.g. (1,) for left-right.
 

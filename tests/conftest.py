@@ -14,23 +14,32 @@ settings.register_profile("ddlib", deadline=None, derandomize=True, max_examples
 settings.load_profile("ddlib")
 
 
-SLOW = ("nothing_lost", "sweep", "cluster", "browser", "ranks")  # test files, the slowest first
+# ── two tiers: `make test` leaves out what is marked slow, `make test-all` runs it as well ──
+
+NOTEBOOKS = ("01_decompositions", "02_aggregation", "05_report")  # nbval of the others is slow
+FIRST = ("nothing_lost", "sweep", "cluster", "site", "ranks", "engines")  # the longest files
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: kills processes, starts kernels, or takes long; not in `make test`")
+    config.addinivalue_line("markers", "real_data: needs the data sets in the folder that DDLIB_DATA names")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is heeded
 def pytest_collection_modifyitems(items):
-    """The slow files first, then the notebooks of nbval, so that two workers end together."""
-    slow = {f"test_{name}": place for place, name in enumerate(SLOW)}
-    items.sort(key=lambda item: slow.get(item.path.stem, len(slow) + (item.path.suffix == ".py")))
+    """Notebooks get their tier; they and the longest files come first, so that two workers end together."""
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.path.stem not in NOTEBOOKS:
+            item.add_marker("slow")
+    first = {f"test_{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first) + (item.path.suffix == ".py")))
 
 
 # ── tests on real data: skipped without DDLIB_DATA; with it, to skip one is to fail ──
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "real_data: needs the data sets in the folder that DDLIB_DATA names")
-
-
 def pytest_runtest_setup(item):
+    torch.manual_seed(0)  # a test draws the same numbers alone and beside others
     if item.get_closest_marker("real_data") and not os.environ.get("DDLIB_DATA"):
         pytest.skip("needs real data: set DDLIB_DATA to the folder that holds it")
 

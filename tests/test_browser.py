@@ -1,6 +1,6 @@
 """JupyterLab in a real browser: a notebook is opened and run from its menu, and what a reader then sees is checked.
 
-Two of them, with all that can be seen: bars, figures, a slider, tables, formulas; with DDLIB_BROWSER=all all of them.
+One of them, with figures, a slider, tables and formulas, since nbval runs them all; with DDLIB_BROWSER=all all of them.
 It needs a Chromium (or Chrome) on the PATH, or named by DDLIB_CHROMIUM.  DDLIB_SCREENSHOTS=FOLDER keeps pictures.
 """
 
@@ -19,8 +19,9 @@ from urllib.request import Request, urlopen
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-SEEN = "*" if os.environ.get("DDLIB_BROWSER") == "all" else "0[01]_*"
+SEEN = "*" if os.environ.get("DDLIB_BROWSER") == "all" else "01_*"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob(f"{SEEN}.ipynb"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("DDLIB_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -214,32 +215,3 @@ def test_a_notebook_runs_from_the_menu(path: Path, run):
         assert any(re.search(r"\d+%.*<\d+:\d\d", bar) for bar in bars), "no progress bar with the time left"
     if "IntSlider" in source:
         slide(page)
-
-
-def test_what_is_wrong_is_seen(lab, run):
-    """The checks above can fail: a notebook with everything that they look for."""
-    cells = [
-        nbformat.v4.new_markdown_cell(r"# All wrong: $\frac{1}$"),
-        nbformat.v4.new_code_cell("import warnings\nwarnings.warn('a warning that nobody wants')"),
-        nbformat.v4.new_code_cell("from tqdm import tqdm\nbar = tqdm(total=10)\nbar.update(3)\nbar.refresh()"),
-        nbformat.v4.new_code_cell("from IPython.display import HTML\nHTML('<img src=\"/nothing.png\">')"),
-        nbformat.v4.new_code_cell("1 / 0"),
-        nbformat.v4.new_code_cell("print('never')"),
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lab[1] / "wrong.ipynb")
-    _, seen, _ = run("wrong.ipynb")
-    found = "\n".join(problems(seen, {"figures": 1, "tables": 1}))
-    for sentence in (
-        "error: ",
-        "ZeroDivisionError",
-        "on stderr: ",
-        "nobody wants",
-        "a progress bar has not ended",
-        "1 cells have not run",
-        "1 broken images",
-        "formulas cannot be set",
-        "0 figures, 1 expected",
-        "0 tables, 1 expected",
-    ):
-        assert sentence in found, found

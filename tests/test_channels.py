@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import apart, assert_other_state, assert_same_state, small_net
+from helpers import apart, assert_same_state, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,9 +18,9 @@ from ddlib.channels import bounds, compose, feature_maps, shares, split
 from ddlib.images import prepare
 from ddlib.networks.backbones import BACKBONES, VGG9, Backbone
 
-KINDS = [("vgg9", 2), ("resnet20", 2), ("resnet32", 2), ("mobilenet_v2", 2)]
-KINDS += [("cnn3d", 3), ("vgg9", 3), ("resnet20", 3), ("mobilenet_v2", 3)]
-every_kind = pytest.mark.parametrize(("kind", "dims"), KINDS)
+every_kind = pytest.mark.parametrize(
+    ("kind", "dims"), [("vgg9", 2), ("resnet20", 2), ("mobilenet_v2", 2), ("cnn3d", 3), ("resnet20", 3)]
+)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 QUICK = Recipe(epochs=1, batch_size=16, rate=0.02, momentum=0.0, augment=False, precision="fp32", device="cpu")
 
@@ -63,14 +63,6 @@ def few_steps(net, x, labels, steps=3, rate=0.05):
             for p in net.parameters():
                 p -= rate * p.grad
     return net.eval()
-
-
-def uncounted(net):
-    """Without the counters of batches, which nothing reads."""
-    for name, value in net.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            value.zero_()
-    return net
 
 
 def average(subs, x):
@@ -160,27 +152,6 @@ def test_feature_maps_leave_the_network_as_it_was():
     assert [*maps][-1] == "features"
 
 
-@every_kind
-def test_kernels_are_block_diagonal(kind, dims):
-    widths = [4, 8, 4]
-    whole = compose(family(kind, dims, widths))
-    for name in kernels(whole):
-        value = whole.state_dict()[name]
-        between = off_diagonal(value, widths)
-        assert not value[between].any(), name
-        assert value[~between].all(), name
-
-
-def test_each_tensor_is_what_the_docstring_says():
-    a, b = family("mobilenet_v2", 2, [4, 8])
-    whole, (a, b) = compose([a, b]).state_dict(), (a.state_dict(), b.state_dict())
-    image, norm, depthwise = "features.0.weight", "features.1.running_var", "features.3.layers.0.weight"
-    for name in (image, norm, depthwise):
-        assert torch.equal(whole[name], torch.cat([a[name], b[name]])), name
-    assert torch.equal(whole["head.weight"], torch.cat([a["head.weight"] / 2, b["head.weight"] / 2], 1))
-    assert apart(whole["head.bias"], (a["head.bias"] + b["head.bias"]) / 2) < 1e-15
-
-
 # ── there and back ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -238,19 +209,12 @@ def test_split_keeps_the_diagonal_blocks_of_any_network():
     assert net.head.weight.all()  # a copy
 
 
-def test_neither_draws_random_numbers():
-    net = family("vgg9", 2, [4])[0]
+def test_precision_is_kept_and_no_random_number_drawn():
+    subs = family("vgg9", 2, [2, 2], dtype=torch.bfloat16)
     before = torch.get_rng_state()
-    compose(split(net, 2))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_precision_and_device_are_kept(dtype, device):
-    subs = [sub.to(device) for sub in family("vgg9", 2, [2, 2], dtype=dtype)]
     for net in (compose(subs), *split(compose(subs), 2)):
-        assert {(t.dtype, t.device.type) for t in (*net.parameters(), *net.buffers()) if t.ndim} == {(dtype, device)}
+        assert {t.dtype for t in (*net.parameters(), *net.buffers()) if t.ndim} == {torch.bfloat16}
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ── what lies between the sub-networks ────────────────────────────────────────────────────────────────────────
@@ -260,6 +224,10 @@ def test_precision_and_device_are_kept(dtype, device):
 def test_the_blocks_between_subnetworks_learn(kind, dims):
     widths = [4, 4]
     whole = compose(family(kind, dims, widths)).train()
+    for name in kernels(whole):
+        between = off_diagonal(whole.state_dict()[name], widths)
+        assert not whole.state_dict()[name][between].any(), name
+        assert whole.state_dict()[name][~between].all(), name
     assert whole.state_dict().keys() == BACKBONES[kind](2, 3, 8, dims).state_dict().keys()  # no masks
     few_steps(whole, images(dims, 4), torch.arange(4) % 3, steps=1)
     assert all(p.requires_grad for p in whole.parameters())
@@ -330,15 +298,6 @@ def test_bounds_by_hand():
     assert certain["accuracy_high"] == 0.5
 
 
-@every_kind
-def test_bounds_hold_after_a_few_training_steps(kind, dims):
-    x, labels = images(dims, 9), torch.arange(9) % 3
-    subs = [
-        few_steps(sub, x, (labels + p) % 3 if p == 2 else labels) for p, sub in enumerate(family(kind, dims, [4] * 3))
-    ]
-    assert_bounded(subs, x, labels)
-
-
 def on_real_data(data, kind, width, size, recipe):
     torch.manual_seed(0)
     net = ddlib.backbones.build(kind, data.channels, data.num_classes, width)
@@ -369,28 +328,6 @@ def test_cifar10():
 # ── training the sub-networks ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "windows", [whole((12, 12)), Decomposition.grid((12, 12), (1, 2), 2)], ids=["whole", "windows"]
-)
-@pytest.mark.parametrize("kind", ["vgg9", "resnet20"])
-def test_every_engine_trains_them_alike(kind, windows, tiny):
-    subs = family(kind, 2, [2, 2], channels=3, classes=4)
-    together, apart_ = side_by_side(subs, windows), side_by_side(subs, windows)
-    assert len(together.networks) == 1
-    assert together.networks[0].groups == 2
-    for sub, other in zip(subs, (together.subnet(0), together.subnet(1)), strict=True):
-        assert_same_state(other, sub)
-    ddlib.train_local(together, tiny, QUICK, engine="fused", progress=False)
-    ddlib.train_local(apart_, tiny, QUICK, engine="loop", progress=False)
-    assert all(p.dtype == torch.float64 for local in (together, apart_) for p in local.parameters())
-    assert_same_state(uncounted(compose(together)), uncounted(compose(apart_)), 1e-9)
-    assert_other_state(compose(together), compose(subs))
-    x = prepare(tiny.test.images, tiny.test, torch.float64)
-    whole = compose(together).eval()
-    assert apart(whole(x), average([together.subnet(i).eval() for i in range(2)], x)) < 1e-9  # on whole images
-    ddlib.fit(whole, tiny, QUICK, progress=False)
-
-
 def test_shares(tiny):
     split_ = tiny.train
     for parts in (1, 3, 4):
@@ -415,83 +352,35 @@ def test_shares(tiny):
 # ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Narrow(VGG9):
-    """A backbone of one's own."""
+class Fixed(VGG9):
+    """A backbone of one's own, with a layer that does not grow with its width."""
 
     def __init__(self, in_channels: int, num_classes: int, width: int, dims: int = 2, groups: int = 1):
         Backbone.__init__(self, in_channels, num_classes, width, dims, groups)
-        self.features = nn.Sequential(self.conv(in_channels, width), *self.middle(width), nn.ReLU())
-        self.head = self.classifier(self.features_out(width))
-
-    def middle(self, width):
-        return [self.norm(width)]
-
-    def features_out(self, width):
-        return width
-
-
-class Normalised(Narrow):
-    def middle(self, width):
-        return [nn.GroupNorm(1, width)]
-
-
-class Paired(Narrow):
-    def middle(self, width):
-        return [nn.Conv2d(width, width, 3, groups=2)]
-
-
-class Fixed(Narrow):
-    def middle(self, width):
-        return [self.conv(width, 5)]
-
-    def features_out(self, width):
-        return 5
-
-
-class Deeper(Narrow):
-    def middle(self, width):
-        return [self.norm(width)] * (1 + (width > 2))
+        self.features = nn.Sequential(self.conv(in_channels, width), self.conv(width, 5), nn.ReLU())
+        self.head = self.classifier(5)
 
 
 def net(kind="vgg9", width=4, channels=3, classes=10, dims=2, **more):
     return ddlib.backbones.build(kind, channels, classes, width, dims, **more)
 
 
-def torchvision_resnet18():
-    from torchvision.models import resnet18
-
-    return resnet18(num_classes=10)
-
-
 BAD = {
     "more parts than channels": (lambda: split(net(), 5), "parts of 4 channels .* from 1 to 4, got 5"),
-    "no parts": (lambda: split(net(), 0), "from 1 to 4, got 0"),
     "half a part": (lambda: split(net(), 2.5), "got 2.5"),
     "widths that do not add up": (lambda: split(net(), [1, 2]), r"must add up to 4, got \[1, 2\]"),
-    "no widths": (lambda: split(net(), []), r"must add up to 4, got \[\]"),
     "a width of zero": (lambda: split(net(), [4, 0]), "width must be a whole number ≥ 1, got 0"),
-    "text": (lambda: split(net(), "22"), "width must be a whole number ≥ 1, got '2'"),
     "none": (lambda: compose([]), "agree in kind, got none"),
     "kinds": (lambda: compose([net(), net("resnet20")]), "kind, got VGG9, ResNet20"),
-    "depths": (lambda: compose([net("resnet20"), net("resnet32")]), "kind, got ResNet20, ResNet32"),
-    "depths of one kind": (lambda: compose([Deeper(3, 4, 2), Deeper(3, 4, 3)]), "layer 'features.[23]'"),
     "classes": (lambda: compose([net(), net(classes=7)]), "classes, got 10, 7"),
-    "image channels": (lambda: compose([net(), net(channels=1)]), "image channels, got 3, 1"),
-    "axes": (lambda: compose([net(), net(dims=3)]), "axes, got 2, 3"),
     "precisions": (
         lambda: compose([net(), net().double()]),
         "precision, got torch.float.* on cpu, torch.float.* on cpu",
     ),
-    "devices": (lambda: compose([net(), net().to("meta")]), "device and precision, got .* on (cpu|meta), .* on"),
-    "a mixed network": (lambda: split(mixed(), 2), "device and precision, got"),
-    "torchvision": (lambda: split(torchvision_resnet18(), 2), "layer 'conv1' of a ResNet cannot be split: Conv2d"),
     "a module": (lambda: split(small_net(3, 4, 4, 2), 2), "layer '0' of a Sequential cannot be split"),
     "modules": (lambda: compose([small_net(3, 4, 4, 2)] * 2), "layer '0' of a Sequential cannot be split"),
-    "group norm": (lambda: split(Normalised(3, 4, 4), 2), "layer 'features.1' of a Normalised cannot be split: GroupN"),
-    "grouped layer": (lambda: split(Paired(3, 4, 4), 2), "layer 'features.1' of a Paired cannot be split: Conv2d"),
     "fixed layer": (lambda: split(Fixed(3, 4, 4), 2), r"'features.1' cannot be split: its sizes \[5, 5\] at widths"),
     "grouped": (lambda: split(net(groups=2), 2), "layer 'features.0' of a VGG9 cannot be split"),
-    "grouped, one channel": (lambda: split(net(groups=2, channels=1, width=1), 1), "cannot be split"),
     "odd MobileNetV2": (
         lambda: split(net("mobilenet_v2", 12), 2),
         r"'features.4.layers.6' .* \[4, 4\] at widths \[6, 6\]",
@@ -500,19 +389,9 @@ BAD = {
         lambda: compose([net("mobilenet_v2", w) for w in (3, 5)]),
         "'features.4' .* another at width 3 than at 8",
     ),
-    "one more": (
-        lambda: compose([net("mobilenet_v2", w) for w in (1, 9)]),
-        "'features.3' .* another at width 1 than at 10",
-    ),
     "logits": (lambda: bounds(torch.zeros(3, 4), torch.zeros(3).long()), r"needs logits \(n, P, K\)"),
     "labels": (lambda: bounds(torch.zeros(3, 2, 4), torch.zeros(2).long()), r"got \(3, 2, 4\), \(2,\)"),
 }
-
-
-def mixed():
-    one = net()
-    one.head.double()
-    return one
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -520,13 +399,6 @@ def test_bad_input_is_told(case):
     attempt, told = BAD[case]
     with pytest.raises(ValueError, match=told):
         attempt()
-
-
-def test_local_cnns_of_ones_own_backbone_are_refused():
-    dec = Decomposition.grid((12, 12), (1, 2))
-    local = LocalCNNs(small_net, dec, in_channels=3, num_classes=4, width=4)
-    with pytest.raises(ValueError, match="layer '0' of a Sequential cannot be split"):
-        compose(local)
 
 
 # ── in the engines and in an experiment ──
@@ -558,7 +430,7 @@ def test_shares_must_be_as_many_as_networks_and_are_not_fused(tiny):
         train_local(local, shares(tiny.train, 4), engine="fused", progress=False)
 
 
-@pytest.mark.parametrize("samples", ["all", "shares", "windows"])
+@pytest.mark.parametrize("samples", ["shares", "windows"])
 def test_channels_are_a_strategy(samples):
     point = Experiment(
         "digits",
@@ -590,7 +462,6 @@ def test_channels_are_a_strategy(samples):
     ("wrong", "message"),
     [
         ({"width": 10}, "width 10 cannot be split evenly into 4"),
-        ({"channel_parts": 3}, "width 8 cannot be split evenly into 3"),
         ({"channel_parts": 0}, "channel_parts must be a whole number ≥ 1"),
         ({"channel_parts": 2, "samples": "windows"}, "2 sub-networks .* do not fit the 4 windows"),
         ({"samples": "share"}, "Did you mean 'shares'"),

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ddlib
 from ddlib import checks, files, image_set, load_dataset
 from ddlib.data import sets as datasets
 from ddlib.images import augment, draw_moves, move, prepare
@@ -32,24 +31,16 @@ def test_an_image_set_knows_its_sizes():
     ("train", "test", "told"),
     [
         (half(image_type=torch.float32), half(), r"train images must be uint8.*float32"),
-        (half(), half(image_type=torch.int64), r"test images must be uint8.*int64"),
         (half(shape=(4, 4)), half(), r"train images.*\(6, 4, 4\)"),
-        (half(shape=(1, 4, 4, 4, 4)), half(), r"train images.*\(6, 1, 4, 4, 4, 4\)"),
         (half(label_type=torch.float32), half(), r"train labels must be integers.*float32"),
         (half(classes=2), half(), r"train has no image of class 'c'"),
-        (half(), half(classes=2), r"test has no image of class 'c'"),
         (half(shape=(28, 28, 3)), half(), r"channels.*images\.permute\(0, 3, 1, 2\)"),
-        (half(shape=(28, 28, 12, 1)), half(), r"images\.permute\(0, 4, 1, 2, 3\)"),
         ((half()[0].permute(1, 2, 3, 0), half()[1]), half(), r"images\.permute\(3, 0, 1, 2\)"),
-        ((half(shape=(3, 8, 9))[0].permute(2, 3, 1, 0), half()[1]), half(), r"images\.permute\(3, 2, 0, 1\)"),
         (half(shape=(8, 8, 8)), half(), r"volumes without.*images\[:, None\]"),
         (half(), (half()[0], half(5)[1]), r"test labels.*\(6,\).*\(5,\)"),
-        (half(), (half()[0], half()[1][:, None]), r"test labels.*\(6, 1\)"),
         (half(n=0), half(), r"at least one image"),
         (half(classes=4), half(), r"train labels must lie in 0 … 2, got 0 … 3"),
-        (half(), (half()[0], half()[1] - 1), r"test labels must lie in 0 … 2, got -1 … 1"),
         (half(), half(shape=(1, 4, 5)), r"same shape.*\(1, 4, 4\) and \(1, 4, 5\)"),
-        (half(), half(shape=(2, 4, 4)), r"same shape"),
     ],
 )
 def test_what_is_no_image_set_is_refused(train, test, told):
@@ -90,7 +81,7 @@ def test_numbers_of_numpy_become_pythons_own():
     assert len(data.few(np.int64(4), np.int64(1)).train) == 4
 
 
-@pytest.mark.parametrize("classes", [("a",), ("a", "b", "a"), ()])
+@pytest.mark.parametrize("classes", [("a",), ("a", "b", "a")])
 def test_classes_are_two_or_more_and_differ(classes):
     with pytest.raises(ValueError, match=r"mine must have two classes or more, each name once, got"):
         image_set("mine", half(classes=1), half(classes=1), classes)
@@ -112,7 +103,7 @@ def test_arrays_of_numpy_are_taken(kind):
         image_set("mine", (arrays[0], list("abcabc")), arrays, "abc")
 
 
-@pytest.mark.parametrize("axes", [(2,), (-1,), (0, 5), 1])
+@pytest.mark.parametrize("axes", [(2,), (-1,)])
 def test_axes_to_flip_are_spatial(axes):
     with pytest.raises(ValueError, match=r"flip_axes.*0 to 1"):
         image_set("mine", half(), half(), "abc", flip_axes=axes)
@@ -189,13 +180,6 @@ def powerset(items):
     return itertools.chain.from_iterable(itertools.combinations(items, n) for n in range(len(items) + 1))
 
 
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.integers(0, 10**6))
-def test_without_reach_and_axes_nothing_happens(shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (4, 2, *shape), generator=generator).to(torch.uint8)
-    assert torch.equal(augment(images, (), generator, reach=0), images)
-
-
 @pytest.mark.parametrize(("shape", "flips"), [((16, 16), (1,)), ((16, 8, 8), (0, 2))])
 def test_every_shift_and_mirror_is_drawn_and_images_are_independent(shape, flips):
     count = 4000
@@ -216,12 +200,6 @@ def test_an_epochs_moves_are_those_of_its_steps_drawn_one_by_one():
         alone = augment(images, flips, by_step, reach=1 / 3)
         assert torch.equal(move(images, shifts[step], mirrored[step]), alone)
     assert torch.equal(at_once.get_state(), by_step.get_state())
-
-
-def test_test_images_and_labels_are_not_augmented(tiny):
-    before = tiny.train.images.clone()
-    augment(tiny.train.images, (0, 1), torch.Generator().manual_seed(0))
-    assert torch.equal(tiny.train.images, before)
 
 
 # ── digits ──
@@ -257,7 +235,7 @@ def test_digits_are_the_same_each_time_and_no_image_is_on_both_sides(digits):
 # ── fewer images ──
 
 
-@pytest.mark.parametrize("size", [10, 11, 12, 57, 100, 192, 718, 1400])
+@pytest.mark.parametrize("size", [10, 11, 192, 1436])
 def test_few_draws_just_so_many_in_proportion(digits, size):
     few = digits.few(size)
     assert len(few.train) == len(few.train.images) == size
@@ -279,12 +257,7 @@ def test_few_is_a_draw_by_seed(digits):
     assert drawn <= images
 
 
-@pytest.mark.parametrize("size", [1437, 1436, 1430])
-def test_few_can_be_nearly_all(digits, size):
-    assert len(digits.few(size).train) == size
-
-
-@pytest.mark.parametrize("size", [9, 0, -1, 1438, 2.5, "all"])
+@pytest.mark.parametrize("size", [9, 1438, 2.5, "all"])
 def test_few_of_none_or_too_many_is_refused(digits, size):
     with pytest.raises(ValueError, match=r"train_size must be a whole number from 10 to 1437") as caught:
         digits.few(size)
@@ -371,14 +344,3 @@ def test_cifar10(no_download):
     assert torch.bincount(few.train.labels).tolist() == [100] * 10
     x = prepare(few.train.images, few.train)
     assert x.mean().abs() < 0.05
-
-
-def test_a_set_can_be_given_other_axes(tiny):
-    split = replace(tiny.train, flip_axes=())
-    recipe = ddlib.Recipe(epochs=1, batch_size=16, precision="fp32", device="cpu")
-    nets = []
-    for part in (tiny.train, split):
-        torch.manual_seed(0)
-        nets.append(ddlib.backbones.build("vgg9", 3, 4, 4))
-        ddlib.fit(nets[-1], part, recipe, progress=False)
-    assert not torch.equal(nets[0].head.weight, nets[1].head.weight)

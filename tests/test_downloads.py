@@ -3,8 +3,6 @@
 import hashlib
 import io
 import os
-import socket
-import stat
 import tarfile
 import threading
 import zipfile
@@ -98,19 +96,13 @@ def test_whole(house, tmp_path):
     assert target.stat().st_mode == (tmp_path / "other").stat().st_mode  # what the umask says
 
 
-def test_sha256(house, tmp_path):
-    sha = Remote(f"{house.url}/a/file.bin?download=1", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
-    assert sha.name == "file.bin"
-    assert download(sha, tmp_path / "x").read_bytes() == CONTENT
-
-
 @pytest.mark.parametrize("moods", [[503, 503], [100, 200], ["damages", "gives no length"]])
 def test_tries_again(house, tmp_path, moods):
     house.moods = moods
     assert download(remote(house), tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("mood", [503, 200])
+@pytest.mark.parametrize("mood", [503, 200], ids=["refuses", "cuts"])
 def test_gives_up_and_leaves_nothing(house, tmp_path, mood):
     house.mood = mood
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded.*another machine"):
@@ -141,14 +133,6 @@ def test_missing_says_what_to_do(house, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_offline_says_what_to_do(tmp_path):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        nobody = Remote(f"http://127.0.0.1:{closed.getsockname()[1]}/file.bin", md5(CONTENT))
-        with pytest.raises(FileNotFoundError, match="Without a network"):
-            download(nobody, tmp_path / "file.bin")
-
-
 def test_interrupted_leaves_nothing(house, tmp_path, monkeypatch):
     def interrupt(address, output, _):
         Path(output).write_bytes(CONTENT[:1000])
@@ -158,12 +142,6 @@ def test_interrupted_leaves_nothing(house, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         download(remote(house), tmp_path / "file.bin")
     assert os.listdir(tmp_path) == []
-
-
-def test_folder_that_cannot_be_made(house, tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(OSError, match="taken"):
-        download(remote(house), tmp_path / "taken" / "file.bin")
 
 
 def test_mirrors(house, tmp_path, monkeypatch):
@@ -176,9 +154,6 @@ def test_mirrors(house, tmp_path, monkeypatch):
     (folder / "file.bin").write_bytes(CONTENT)
     monkeypatch.setenv("DDLIB_MIRROR", (tmp_path / "a mirror").as_uri())
     assert download(asked, tmp_path / "two").read_bytes() == CONTENT
-    (folder / "file.bin").write_bytes(b"another")
-    with pytest.raises(files.DamagedFile, match="file://"):
-        download(asked, tmp_path / "three")
     (folder / "file.bin").unlink()
     with pytest.raises(FileNotFoundError, match="file://"):
         download(asked, tmp_path / "three")
@@ -199,9 +174,9 @@ def test_workers_may_fetch_together(house, tmp_path):
 # ── archives ──
 
 
-def tar(path, members, mode="w:gz"):
+def tar(path, members):
     """members: (name, bytes), or (name, tarfile type, link name)."""
-    with tarfile.open(path, mode) as archive:
+    with tarfile.open(path, "w:gz") as archive:
         for name, *what in members:
             info = tarfile.TarInfo(name)
             if isinstance(what[0], bytes) and len(what) == 1:
@@ -214,28 +189,19 @@ def tar(path, members, mode="w:gz"):
 
 
 def zipped(path, members):
-    """members: (name, bytes), or (name, bytes, file type)."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data, *kind in members:
-            info = zipfile.ZipInfo(name)
-            info.external_attr = ((kind[0] if kind else stat.S_IFREG) | 0o644) << 16
-            archive.writestr(info, data)
+        for name, data in members:
+            archive.writestr(name, data)
     return path
 
 
 GOOD = [("set/a/1.txt", b"one" * 1000), ("set/b/2.txt", b"two" * 1000), ("LICENSE.txt", b"beside")]
-PACKED = {
-    "set.tgz": lambda path: tar(path, GOOD),
-    "set.tar": lambda path: tar(path, GOOD, "w"),
-    "set.tar.xz": lambda path: tar(path, GOOD, "w:xz"),
-    "set.tar.bz2": lambda path: tar(path, GOOD, "w:bz2"),
-    "set.zip": lambda path: zipped(path, GOOD),
-}
+PACKED = {"set.tgz": tar, "set.zip": zipped}
 
 
 @pytest.mark.parametrize("name", PACKED)
 def test_extract(tmp_path, name):
-    archive = PACKED[name](tmp_path / name)
+    archive = PACKED[name](tmp_path / name, GOOD)
     target = extract(archive, tmp_path / "set")
     assert (target / "a" / "1.txt").read_bytes() == b"one" * 1000
     assert (target / "b" / "2.txt").read_bytes() == b"two" * 1000
@@ -246,75 +212,33 @@ def test_extract(tmp_path, name):
     assert sorted(os.listdir(tmp_path)) == sorted(["set", name])
 
 
-HOSTILE_TAR = {
-    "up": ("set/../../evil.txt", b"x"),
-    "up from the start": ("../evil.txt", b"x"),
-    "absolute": ("{outside}/evil.txt", b"x"),
-    "backslashes": ("set\\..\\..\\evil.txt", b"x"),
-    "a drive": ("C:evil.txt", b"x"),
-    "a link out": ("set/evil", tarfile.SYMTYPE, "../../outside"),
-    "an absolute link": ("set/evil", tarfile.SYMTYPE, "/etc/passwd"),
-    "a hard link": ("set/evil", tarfile.LNKTYPE, "../outside/secret.txt"),
-    "a device": ("set/evil", tarfile.CHRTYPE, ""),
-    "a pipe": ("set/evil", tarfile.FIFOTYPE, ""),
-}
-HOSTILE_ZIP = {
-    "up": ("set/../../evil.txt", b"x"),
-    "absolute": ("{outside}/evil.txt", b"x"),
-    "a link out": ("set/evil", b"../../outside", stat.S_IFLNK),
-    "a device": ("set/evil", b"", stat.S_IFCHR),
-}
-
-
 @pytest.mark.parametrize(
-    ("pack", "name", "member"),
+    ("name", "member"),
     [
-        *(pytest.param(tar, "set.tgz", member, id=f"tar, {what}") for what, member in HOSTILE_TAR.items()),
-        *(pytest.param(zipped, "set.zip", member, id=f"zip, {what}") for what, member in HOSTILE_ZIP.items()),
+        ("set.tgz", ("set/../../evil.txt", b"x")),
+        ("set.tgz", ("set/evil", tarfile.SYMTYPE, "../../outside")),
+        ("set.zip", ("set/../../evil.txt", b"x")),
     ],
+    ids=["tar, up", "tar, a link out", "zip, up"],
 )
-def test_hostile_archives_leave_nothing(tmp_path, pack, name, member):
-    outside, folder = tmp_path / "outside", tmp_path / "data"
-    outside.mkdir()
+def test_hostile_archives_leave_nothing(tmp_path, name, member):
+    folder = tmp_path / "data"
     folder.mkdir()
-    (outside / "secret.txt").write_text("secret")
-    evil = (member[0].format(outside=outside), *member[1:])
-    archive = pack(folder / name, [*GOOD, evil, ("set/c/3.txt", b"after")])
+    archive = PACKED[name](folder / name, [*GOOD, member, ("set/c/3.txt", b"after")])
     with pytest.raises(files.DamagedFile) as error:
         extract(archive, folder / "set")
     assert str(archive) in str(error.value)
-    assert repr(evil[0]) in str(error.value)
+    assert repr(member[0]) in str(error.value)
     assert os.listdir(folder) == [name]
-    assert os.listdir(outside) == ["secret.txt"]
-    assert sorted(os.listdir(tmp_path)) == ["data", "outside"]
+    assert os.listdir(tmp_path) == ["data"]
 
 
-@pytest.mark.parametrize("name", PACKED)
-@pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "replaced"])
-def test_damaged_archives_leave_nothing(tmp_path, name, how):
-    archive = PACKED[name](tmp_path / name)
-    data = archive.read_bytes()
-    middle = len(data) // 2 if name != "set.tar" else 150  # a bare tar has checksums on its headers alone
-    archive.write_bytes(
-        {
-            "cut": data[:middle],
-            "flipped": data[:middle] + bytes([data[middle] ^ 0x55]) + data[middle + 1 :],
-            "emptied": b"",
-            "replaced": b"<html>the server is being repaired</html>" * 100,
-        }[how]
-    )
-    with pytest.raises(files.DamagedFile, match=name):
-        extract(archive, tmp_path / "set")
-    assert os.listdir(tmp_path) == [name]
-
-
-def test_a_wrong_checksum_at_the_end_of_gzip(tmp_path):
-    archive = PACKED["set.tgz"](tmp_path / "set.tgz")
-    data = bytearray(archive.read_bytes())
-    data[-8] ^= 1  # the CRC of the whole
-    archive.write_bytes(data)
+def test_a_damaged_archive_leaves_nothing(tmp_path):
+    archive = tar(tmp_path / "set.tgz", GOOD)
+    archive.write_bytes(archive.read_bytes()[:-9])  # without all of the checksum at its end
     with pytest.raises(files.DamagedFile, match=r"set\.tgz cannot be unpacked"):
         extract(archive, tmp_path / "set")
+    assert os.listdir(tmp_path) == ["set.tgz"]
 
 
 def test_archive_of_something_else(tmp_path):
@@ -330,7 +254,7 @@ def test_a_full_disk_is_not_a_damaged_archive(tmp_path, monkeypatch):
 
     monkeypatch.setattr(downloads, "_unpack", full)
     with pytest.raises(OSError, match="No space left"):
-        extract(PACKED["set.tgz"](tmp_path / "set.tgz"), tmp_path / "set")
+        extract(tar(tmp_path / "set.tgz", GOOD), tmp_path / "set")
 
 
 # ── through the registry ──
@@ -368,14 +292,6 @@ def test_fetch_downloads_and_unpacks(mirrored, monkeypatch, tmp_path):
     assert len(mirrored.requests) == 2
 
 
-def test_fetch_refuses_a_hostile_download(mirrored, monkeypatch, tmp_path):
-    data = tar(tmp_path / "x.tgz", [("flower_photos/../../evil", b"x")]).read_bytes()
-    publish(monkeypatch, mirrored, "tf_flowers", "flower_photos", data)
-    with pytest.raises(files.DamagedFile, match=r"flower_photos\.tgz cannot be unpacked.*evil.*leads out"):
-        datasets.fetch("tf_flowers", tmp_path / "data")
-    assert os.listdir(tmp_path / "data") == ["flower_photos.tgz"]
-
-
 def test_fetch_a_plain_file(mirrored, monkeypatch, tmp_path):
     publish(monkeypatch, mirrored, "nodulemnist3d", "nodulemnist3d_64.npz", CONTENT)
     assert datasets.fetch("nodulemnist3d", tmp_path).read_bytes() == CONTENT
@@ -395,7 +311,7 @@ def test_an_archive_put_there_by_hand(mirrored, tmp_path):
     assert mirrored.requests == []
 
 
-@pytest.mark.parametrize("name", ["mosmed", "lidc_nodules", "faces"])
+@pytest.mark.parametrize("name", ["mosmed", "faces"])
 def test_a_person_must_get_it(mirrored, tmp_path, name):
     entry = datasets.DATASETS[name]
     with pytest.raises(FileNotFoundError) as error:
@@ -405,22 +321,11 @@ def test_a_person_must_get_it(mirrored, tmp_path, name):
     assert mirrored.requests == []
 
 
-def test_missing_cifar10_says_what_to_do(mirrored, tmp_path):
-    with pytest.raises(FileNotFoundError) as error:
-        datasets.load_dataset("cifar10", tmp_path)
-    for words in ("cifar-10-batches-py", "404", "c58f30108f718f92721af3b95e74349a", "DDLIB_DATA", "DDLIB_MIRROR"):
-        assert words in str(error.value)
-
-
 def test_what_is_not_fetched():
     with pytest.raises(ValueError, match="inside scikit-learn"):
         datasets.fetch("digits")
     with pytest.raises(ValueError, match="path=…"):
         datasets.fetch("image_folder")
-    with pytest.raises(ValueError, match="Did you mean 'tf_flowers'"):
-        datasets.fetch("tf_flower")
-    with pytest.raises(ValueError, match="Did you mean 'mosmed'"):
-        datasets.present("mosmad")
 
 
 def test_published_checksums():

@@ -5,12 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import ddlib
-from ddlib import Experiment, Record, accuracy_table, gather, interval
+from ddlib import Experiment, accuracy_table, gather
 from ddlib._internal.files import DamagedFile
 from ddlib.data.sets import DATASETS, Entry
 from ddlib.images import prepare
@@ -116,14 +115,8 @@ def test_history_of_every_training(everything):
 
 def test_where_the_figures_come_from(everything):
     told = everything.provenance
-    assert told["results"] == records.RESULTS
-    assert told["precision"] == "fp32"
-    assert (
-        told["versions"]["torch"] == torch.__version__.split("+")[0] or told["versions"]["torch"] == torch.__version__
-    )
-    assert told["seconds"] > 0
-    assert {"commit", "dirty", "device", "threads", "cores", "started", "python"} <= told.keys()
-    assert not everything.outdated
+    assert (told["results"], told["precision"]) == (records.RESULTS, "fp32")
+    assert {"commit", "dirty", "device", "threads", "cores", "started", "python", "versions"} <= told.keys()
 
 
 def test_the_same_again(everything):
@@ -140,11 +133,6 @@ def test_strategies_do_not_depend_on_one_another(everything):
     for strategy in ("vote", "coherent", "transfer"):
         alone = Experiment(**SMALL, strategies=(strategy,)).run(progress=False).drop(columns="seconds")
         assert alone.equals(frame[frame["strategy"] == strategy].reset_index(drop=True))
-
-
-def test_another_seed_gives_other_figures(everything):
-    other = Experiment(**SMALL, seed=1, strategies=("global",)).record(progress=False)
-    assert other.arrays["history/global/loss"].tolist() != everything.arrays["history/global/loss"].tolist()
 
 
 def test_volumes():
@@ -169,22 +157,6 @@ def test_named_regions(tiny, monkeypatch):
         Experiment(**SMALL | {"grid": "regions", "overlap": 1})
 
 
-def test_digits():
-    small = SMALL | {"dataset": "digits", "train_size": 60, "epochs": 1, "strategies": ("local", "average")}
-    record = Experiment(**small).record(progress=False)
-    assert record.frame()["strategy"].tolist() == ["local"] * 4 + ["average"]
-    assert record.predicted("local").shape == (4, 360)
-    low, high = interval(int((record.predicted("average") == record.arrays["labels"]).sum()), 360)
-    assert low <= record.frame()["test_accuracy"].iloc[-1] <= high
-
-
-def test_the_engine_changes_nothing_but_time(everything):
-    loop = Experiment(**SMALL, engine="loop", strategies=("local",)).record(progress=False)
-    expected = everything.arrays["history/local/loss"]
-    assert loop.arrays["history/local/loss"].tolist() == pytest.approx(expected.tolist(), rel=2e-3)
-    assert (loop.arrays["history/local/seconds_longest"] < loop.arrays["history/local/seconds"]).all()
-
-
 def test_the_recipe_of_each_stage():
     point = Experiment(**SMALL | {"epochs": 7, "dense_epochs": 5}, rate=0.2, augment=False, seed=3)
     for stage in ("global", "local", "coherent", "transfer", "dense network"):
@@ -199,23 +171,16 @@ def test_the_recipe_of_each_stage():
 # ── what is shared ──
 
 
-def test_local_cnns_and_dense_network_are_trained_once(trainings):
-    Experiment(**SMALL, strategies=("local", "average", "vote", "cnn-dnn", "transfer")).run(progress=False)
-    assert sorted(trainings) == ["train_aggregator", "train_coherent", "train_local"]
-
-
 @pytest.mark.parametrize(
-    ("strategy", "needed"),
+    ("strategies", "needed"),
     [
         ("global", ["fit"]),
-        ("vote", ["train_local"]),
-        ("cnn-dnn", ["train_local", "train_aggregator"]),
         ("coherent", ["train_coherent"]),
-        ("transfer", ["train_local", "train_aggregator", "train_coherent"]),
+        ("vote cnn-dnn transfer", ["train_local", "train_aggregator", "train_coherent"]),
     ],
 )
-def test_nothing_is_trained_that_is_not_needed(trainings, strategy, needed):
-    Experiment(**SMALL, strategies=(strategy,)).run(progress=False)
+def test_nothing_is_trained_twice_or_without_need(trainings, strategies, needed):
+    Experiment(**SMALL, strategies=tuple(strategies.split())).run(progress=False)
     assert trainings == needed
 
 
@@ -268,13 +233,6 @@ def test_a_record_comes_back(everything, saved):
     assert only.frame()["strategy"].tolist() == ["vote", "average"]
 
 
-def test_a_record_is_readable_and_small(saved):
-    content = json.loads(saved.read_text())
-    assert content["schema"] == records.SCHEMA
-    assert content["parameters"]["grid"] == "2x2"
-    assert saved.name.startswith("tiny-vgg9-2x2-o0-s0-")
-
-
 def rewrite(path, change):
     content = json.loads(path.read_text())
     change(content)
@@ -285,44 +243,17 @@ def rewrite(path, change):
     "change",
     [
         lambda c: c.update(schema=99),
-        lambda c: c.pop("schema"),
-        lambda c: c.pop("rows"),
-        lambda c: c.pop("parameters"),
         lambda c: c.pop("provenance"),
-        lambda c: c.pop("arrays_sha256"),
         lambda c: c.update(arrays_sha256="0" * 64),
-        lambda c: c["rows"][0].pop("seconds"),
         lambda c: c["rows"][0].update(extra=1),
         lambda c: c["rows"][0].update(test_accuracy="0.5"),
-        lambda c: c["rows"][0].update(seed=0.5),
-        lambda c: c["rows"][0].update(strategy=None),
         lambda c: c.update(rows=[1]),
-        lambda c: c.update(rows=None),
     ],
 )
 def test_a_record_that_does_not_fit_the_schema_is_refused(saved, change):
     rewrite(saved, change)
     with pytest.raises(DamagedFile, match=f"{saved} is damaged"):
-        records.load(saved)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "null", "nonsense"])
-def test_what_is_no_record_is_refused(saved, text):
-    saved.write_text(text)
-    with pytest.raises(DamagedFile, match=f"{saved} is damaged"):
-        records.load(saved)
-
-
-def test_a_changed_array_is_found(saved):
-    npz = saved.with_suffix(".npz")
-    data = bytearray(npz.read_bytes())
-    data[len(data) // 2] ^= 1
-    npz.write_bytes(data)
-    with pytest.raises(DamagedFile, match=f"{npz.name} should have SHA-256"):
-        records.load(saved)
-    npz.unlink()
-    with pytest.raises(DamagedFile, match=npz.name):
-        records.load(saved)
+        gather(saved.parent)
 
 
 def test_gather_follows_the_records(everything, saved, tmp_path):
@@ -345,12 +276,6 @@ def test_gather_follows_the_records(everything, saved, tmp_path):
     after = gather(tmp_path)
     changed = after[after["test_accuracy"] != frame["test_accuracy"]]
     assert changed[["seed", "strategy", "test_accuracy"]].to_numpy().tolist() == [[0, "vote", 0.123]]
-
-
-def test_gather_of_nothing(tmp_path):
-    frame = gather(tmp_path)
-    assert len(frame) == 0
-    assert list(frame) == [*records.ROW, "augment", "variant", "settings", "record", "outdated", "computed", "commit"]
 
 
 def test_what_is_hidden_or_no_record_is_left_out(saved):
@@ -376,12 +301,6 @@ def test_the_commit_is_that_of_the_projects_own_repository(tmp_path, monkeypatch
     git(["git", "add", "ddlib"])
     assert len(records.provenance("cpu", "fp32", 0.0)["commit"]) == 40
     assert records.provenance("cpu", "fp32", 0.0)["versions"]["ddlib"] == ddlib.__version__
-
-
-def test_gather_of_a_damaged_record_is_an_error(saved):
-    saved.write_text("{}")
-    with pytest.raises(DamagedFile):
-        gather(saved.parent)
 
 
 def test_a_record_of_a_lower_number_is_outdated_and_none_is_one(saved, monkeypatch):
@@ -452,19 +371,15 @@ def test_an_interrupted_point_goes_on(tmp_path, trainings, monkeypatch):
     "other",
     [
         {"seed": 1},
-        {"overlap": 1},
-        {"grid": "1x2"},
-        {"width": 7},
-        {"epochs": 3},
-        {"dense_epochs": 3},
-        {"batch_size": 32},
         {"rate": 0.05},
         {"augment": False},
-        {"engine": "loop"},
         {"train_size": 40},
-        {"precision": "bf16"},
-        {"backbone": "resnet20"},
         {"dataset": "digits"},
+        {"local_width": "full"},
+        {"dense_hidden": "8"},
+        {"dense_start": "average"},
+        {"coarse": True},
+        {"ties": "first"},
     ],
 )
 def test_other_parameters_have_another_record(other):
@@ -472,21 +387,13 @@ def test_other_parameters_have_another_record(other):
     assert records.record_name(first.parameters) != records.record_name(second.parameters)
 
 
-@pytest.mark.parametrize(
-    "same", [{"grid": (2, 2)}, {"grid": [2, 2]}, {"strategies": ("vote",)}, {"strategies": ["global"]}]
-)
+SAME = [{"grid": [2, 2]}, {"strategies": ("vote",)}, {"epochs": np.int64(2)}, {"width": 8.0}]
+SAME += [{"ties": "average"}, {"local_width": "proportional"}, {"dense_start": "random"}, {"coarse": False}]
+
+
+@pytest.mark.parametrize("same", SAME, ids=str)
 def test_the_same_parameters_have_the_same_record(same):
-    assert records.record_name(Experiment(**SMALL | same).parameters) == records.record_name(
-        Experiment(**SMALL).parameters
-    )
-
-
-@pytest.mark.parametrize("name", ["epochs", "width", "seed", "overlap", "batch_size", "dense_epochs", "train_size"])
-def test_whole_numbers_of_other_types_are_the_same_parameters(name):
-    expected = Experiment(**SMALL | {name: 3})
-    for value in (np.int64(3), 3.0):
-        found = Experiment(**SMALL | {name: value})
-        assert records.record_name(found.parameters) == records.record_name(expected.parameters)
+    assert Experiment(**SMALL | same).name == Experiment(**SMALL).name
 
 
 def test_points_side_by_side_do_not_touch_each_other(tmp_path):
@@ -495,30 +402,14 @@ def test_points_side_by_side_do_not_touch_each_other(tmp_path):
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     Experiment(**small, overlap=1).record(tmp_path, progress=False)
     Experiment(**small, seed=1).record(tmp_path, progress=False)
-    kept = {p: p.read_bytes() for p in before}
-    assert kept == before
+    assert {p: p.read_bytes() for p in before} == before
     assert len(gather(tmp_path)["record"].unique()) == 3
-    alone = Experiment(**small, overlap=1).record(progress=False)
     (other,) = [r for r in records.load_all(tmp_path) if r.parameters["overlap"] == 1]
-    for strategy in ("global", "average"):
-        assert np.array_equal(other.predicted(strategy), alone.predicted(strategy))
     assert np.array_equal(other.predicted("global"), first.predicted("global"))
 
 
-def flipped(data):
-    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-
-
 @pytest.mark.parametrize(
-    ("suffix", "harm"),
-    [
-        (".json", lambda data: b"{"),
-        (".json", lambda data: data.replace(b'"schema": 1', b'"schema": 0')),
-        (".json", lambda data: data.replace(b'"test_accuracy"', b'"test_acuracy"')),
-        (".npz", flipped),
-        (".npz", lambda data: data[:-9]),
-    ],
-    ids=["cut short", "another schema", "a column that is not in it", "predictions flipped", "predictions cut short"],
+    ("suffix", "harm"), [(".json", lambda data: data[:-20]), (".npz", lambda data: data[:-9] + bytes(9))]
 )
 def test_a_damaged_record_is_set_aside_and_made_again(tmp_path, suffix, harm):
     point = Experiment(**SMALL, strategies=("average",))
@@ -554,18 +445,11 @@ def untrained(monkeypatch):
         ({"strategies": ("global", "avrage")}, r"strategy 'avrage'.*Did you mean 'average'"),
         ({"strategies": ()}, r"at least one of global"),
         ({"grid": "2,2"}, r"'2,2'"),
-        ({"grid": "0x2"}, r"'0x2'"),
         ({"overlap": -1}, r"overlap.*-1"),
-        ({"width": 0}, r"width.*0"),
-        ({"epochs": 0}, r"epochs.*0"),
         ({"dense_epochs": 0}, r"epochs.*0"),
-        ({"batch_size": 1}, r"batch_size.*1"),
         ({"rate": -1}, r"rate.*-1"),
-        ({"augment": 1}, r"augment.*1"),
-        ({"precision": "double"}, r"precision 'double'"),
         ({"engine": "fusion"}, r"engine 'fusion'.*Did you mean 'fused'"),
         ({"train_size": 1}, r"train_size.*1"),
-        ({"seed": -1}, r"seed.*-1"),
     ],
 )
 def test_a_bad_parameter_is_refused_by_its_value(wrong, told):
@@ -577,10 +461,8 @@ def test_a_bad_parameter_is_refused_by_its_value(wrong, told):
     ("wrong", "told"),
     [
         ({"grid": "13x2"}, r"finer than the image.*13 > 12"),
-        ({"grid": "2x2x2"}, r"parts.*2"),
         ({"grid": "regions"}, r"'tiny' has no named regions"),
         ({"overlap": 12}, r"overlap 12 must be smaller than the image, 12"),
-        ({"batch_size": 65}, r"batch_size 65 is larger than the data: 64"),
         ({"train_size": 65}, r"train_size.*65"),
         ({"train_size": 8}, r"batch_size 16 is larger than the data: 8"),
         ({"backbone": "cnn3d"}, r"cnn3d.*dims=3.*dims=2"),
@@ -597,15 +479,6 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(untrained, tmp_
     with pytest.raises(OSError, match="output folder cannot be written") as caught:
         Experiment(**SMALL).run(tmp_path / "file" / "below", progress=False)
     assert str(tmp_path / "file" / "below") in str(caught.value)
-
-
-def test_a_record_can_be_made_by_hand(tmp_path):
-    row = {name: kind() for name, kind in records.ROW.items()}
-    parameters = {"dataset": "d", "backbone": "b", "grid": "1x1", "overlap": 0, "seed": 0}
-    record = Record(parameters, [row], {"labels": np.arange(3)}, {"commit": "0" * 40})
-    path = record.save(tmp_path)
-    assert_same_record(records.load(path), record)
-    pd.testing.assert_frame_equal(gather(tmp_path)[list(records.ROW)], record.frame())
 
 
 # ── remedies ──
@@ -656,15 +529,6 @@ def test_local_losses_reach_the_local_cnns_also_where_the_dense_network_says_not
         assert torch.allclose(found.grad, expected.grad, rtol=1e-9, atol=1e-14)
 
 
-def test_local_losses_are_an_option_of_the_coherent_model():
-    usual, both = (
-        Experiment(**SMALL, strategies=("coherent",), local_losses=on).record(progress=False) for on in (False, True)
-    )
-    assert usual.name == Experiment(**SMALL).name != both.name
-    first = "history/coherent/loss"
-    assert both.arrays[first][0] != usual.arrays[first][0]
-
-
 def test_log_probabilities_are_an_option_of_the_dense_network_alone(tmp_path):
     """The local CNNs are the same, and are trained once."""
     points = [Experiment(**SMALL, strategies=("cnn-dnn", "coherent"), log_probabilities=on) for on in (False, True)]
@@ -677,9 +541,20 @@ def test_log_probabilities_are_an_option_of_the_dense_network_alone(tmp_path):
         assert logs.arrays[f"history/{stage}/loss"][0] != usual.arrays[f"history/{stage}/loss"][0]
 
 
-def test_two_classes_keep_their_scores_and_the_dense_network_its_importance(everything):
-    assert not [name for name in everything.arrays if name.startswith("score/")]
-    assert everything.arrays["importance"].shape == (4,)
+def test_options_of_the_method_work_together(everything):
+    options = {
+        "coarse": True,
+        "local_width": "full",
+        "dense_hidden": "none",
+        "dense_start": "geometric",
+        "ties": "first",
+    }
+    point = Experiment(**SMALL, **options, strategies=("local", "vote", "geometric", "cnn-dnn", "correction"))
+    frame = point.run(progress=False)
+    assert frame["subdomain"].tolist() == ["0,0", "0,1", "1,0", "1,1", "coarse", *[""] * 4]
+    sizes = frame.groupby("strategy")["parameters"].first()
+    assert sizes["local"] == everything.frame()["parameters"].iloc[0]  # of the global CNN
+    assert sizes["cnn-dnn"] == sizes["correction"] == sizes["geometric"] + 5 * 4 * 4 + 4
 
 
 def test_images_that_changed_behind_their_path_are_noticed(tmp_path):

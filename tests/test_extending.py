@@ -1,7 +1,9 @@
 """The examples of extending.md run as they stand there."""
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 from ddlib.data.sets import DATASETS
 from ddlib.networks.backbones import BACKBONES
@@ -15,15 +17,11 @@ def test_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert len(blocks) >= 7
     names: dict = {}
-    try:
+    with ExitStack() as stack:
+        for registry in (STRATEGIES, RECIPES, BACKBONES, DATASETS):
+            stack.enter_context(patch.dict(registry))  # as before afterwards
         for block in blocks:
             exec(block, names)
-    finally:
-        for name in ("median", "new head"):
-            STRATEGIES.pop(name, None)
-            RECIPES.pop(name, None)
-        BACKBONES.pop("tiny", None)
-        DATASETS.pop("mine", None)
     assert set(names["first"]["strategy"]) == {"global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"}
     assert len(names["local"]) == 4
     assert names["p"].shape == names["q"]["test"].shape == (30, 4, 3)

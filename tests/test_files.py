@@ -8,9 +8,7 @@ import torch
 from ddlib import files
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\x00\xff", "grün ± 1\n", "x" * 100_000], ids=["empty", "bytes", "text", "long"]
-)
+@pytest.mark.parametrize("data", [b"\x00\xff", "grün ± 1\n"], ids=["bytes", "text"])
 def test_what_is_written_is_read(tmp_path, data):
     path = files.write_atomically(tmp_path / "a" / "b" / "file", data)
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
@@ -27,8 +25,11 @@ def test_who_may_read_it_is_the_umasks_to_say(tmp_path, mask):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()], ids=["full", "interrupted"])
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [("fsync", OSError(errno.ENOSPC, "no space")), ("replace", KeyboardInterrupt())],
+    ids=["full", "interrupted"],
+)
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch, step, error):
     path = files.write_atomically(tmp_path / "file", "old")
 
@@ -107,15 +108,6 @@ def test_set_aside_never_overwrites(tmp_path):
     assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["0", "1", "2"]
 
 
-def test_checksums(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert files.checksum(b"abc") == files.checksum(tmp_path / "abc")
-    assert files.checksum(b"abc").startswith("ba7816bf8f01cfea")
-    assert (
-        files.checksum(b"abc", "md5") == files.checksum(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
-    )
-
-
 def test_a_folder_is_made_and_tried(tmp_path):
     folder = files.writable_folder(tmp_path / "a" / "b")
     assert folder.is_dir()
@@ -123,19 +115,8 @@ def test_a_folder_is_made_and_tried(tmp_path):
     assert files.writable_folder(str(folder)) == folder
 
 
-@pytest.mark.parametrize("below", ["file", "file/deep/er"])
-def test_a_folder_that_cannot_be_is_named(tmp_path, below):
+def test_a_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="output folder cannot be written") as caught:
-        files.writable_folder(tmp_path / below)
-    assert str(tmp_path / below) in str(caught.value)
-
-
-def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
-    def refuse(*arguments, **options):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(PermissionError, match=r"cannot be written \(Permission denied\)") as caught:
-        files.writable_folder(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+        files.writable_folder(tmp_path / "file" / "deep")
+    assert str(tmp_path / "file" / "deep") in str(caught.value)

@@ -11,28 +11,16 @@ from ddlib.images import memory_format
 from ddlib.training import cross_entropy
 
 BACKBONES_2D = ("vgg9", "resnet20", "mobilenet_v2")
-GRIDS_2D = {"1x1": ((12, 12), (1, 1), 0), "2x2": ((12, 12), 2, 0), "2x3": ((12, 12), (2, 3), 0)}
-UNEQUAL_2D = {"2x3-o2": ((12, 12), (2, 3), 2), "2x2-uneven": ((11, 12), 2, (1, 0))}
-GRIDS_3D = {"1x1x1": ((8, 8, 4), 1, 0), "2x2x1": ((8, 8, 4), (2, 2, 1), 0)}
-UNEQUAL_3D = {"3x2x1": ((8, 8, 4), (3, 2, 1), 0), "3x2x1-o1": ((8, 8, 4), (3, 2, 1), (1, 1, 0))}
+# Each backbone once: windows of two shapes, with and without overlap, and of one.
 WHERE = [
-    pytest.param(backbone, Decomposition.grid(*grid), id=f"{backbone}-{name}")
-    for backbone, grids in [
-        *((b, GRIDS_2D | UNEQUAL_2D) for b in BACKBONES_2D[:2]),
-        ("mobilenet_v2", {"2x2": GRIDS_2D["2x2"]}),
-        ("cnn3d", GRIDS_3D | UNEQUAL_3D),
-        ("vgg9", {"2x2x1": GRIDS_3D["2x2x1"]}),
-    ]
-    for name, grid in grids.items()
+    pytest.param("vgg9", Decomposition.grid((12, 12), (2, 3), 2, coarse=True), id="vgg9-2x3-o2-coarse"),
+    pytest.param("resnet20", Decomposition.grid((11, 12), 2, (1, 0)), id="resnet20-2x2-uneven"),
+    pytest.param("mobilenet_v2", Decomposition.grid((12, 12), 2), id="mobilenet_v2-2x2"),
+    pytest.param("cnn3d", Decomposition.grid((8, 8, 4), (3, 2, 1), (1, 1, 0)), id="cnn3d-3x2x1-o1"),
 ]
 # Not MobileNetV2 in single precision: so deep, on so small windows, it makes rounding errors as large as the weights.
-TYPED = [
-    pytest.param(*where.values, dtype, id=f"{where.id}-{dtype}".replace("torch.", ""))
-    for where in WHERE
-    for dtype in (torch.float64, torch.float32)
-    if dtype == torch.float64 or where.values[0] != "mobilenet_v2"
-]
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3}
+TYPED = [(*where.values, torch.float64, 1e-9) for where in WHERE]
+TYPED += [(*where.values, torch.float32, 2e-3) for where in (WHERE[0], WHERE[3])]
 
 
 def images(dec, size=8, dtype=torch.float32, seed=0, channels=1):
@@ -50,8 +38,8 @@ def plain_sgd(model, inputs, labels, steps=3, rate=0.02):
         optimizer.step()
 
 
-@pytest.mark.parametrize(("backbone", "dec", "dtype"), TYPED)
-def test_three_steps_together_are_three_steps_apart(backbone, dec, dtype):
+@pytest.mark.parametrize(("backbone", "dec", "dtype", "tolerance"), TYPED)
+def test_three_steps_together_are_three_steps_apart(backbone, dec, dtype, tolerance):
     local = local_cnns(backbone, dec, dtype=dtype)
     alone = [local.subnet(i) for i in range(len(local))]
     start = [local.subnet(i) for i in range(len(local))]
@@ -60,7 +48,7 @@ def test_three_steps_together_are_three_steps_apart(backbone, dec, dtype):
     for i, (net, before) in enumerate(zip(alone, start, strict=True)):
         plain_sgd(net, dec.cut(x)[i], labels)
         assert_other_state(net, before)
-        assert_same_state(local.subnet(i), net, TOLERANCE[dtype])
+        assert_same_state(local.subnet(i), net, tolerance)
     assert all(p.dtype == dtype for p in local.parameters())
 
 
@@ -102,10 +90,9 @@ def test_a_subnet_can_be_put_back(backbone, dec):
     assert_same_state(local, other)
 
 
-@pytest.mark.parametrize("indices", [[0], [5, 1], [2, 4, 0]])
 @pytest.mark.parametrize("backbone", ["vgg9", small_net], ids=["vgg9", "own"])
-def test_a_part_computes_its_own_windows_and_can_be_put_back(backbone, indices):
-    dec = Decomposition.grid((12, 12), (2, 3), 2)
+def test_a_part_computes_its_own_windows_and_can_be_put_back(backbone):
+    dec, indices = Decomposition.grid((12, 12), (2, 3), 2), [2, 4, 0]
     local = local_cnns(backbone, dec, dtype=torch.float64).eval()
     before = [local.subnet(i) for i in range(len(local))]
     x, labels = images(dec, dtype=torch.float64)
@@ -184,28 +171,26 @@ def test_statistics_and_gradients_belong_to_one_network(backbone, dec):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize(
     ("name", "shape", "groups", "width"),
     [
         ("vgg9", (16, 16), 4, 16),
-        ("vgg9", (8, 8), 16, 8),
         ("vgg9", (9, 5), 3, 5),
-        ("resnet20", (16, 16), 4, 8),
         ("mobilenet_v2", (8, 8), 4, 8),
-        ("cnn3d", (8, 8, 4), 4, 16),
         ("cnn3d", (9, 5, 3), 3, 5),
         ("cnn3d", (8, 16, 16), 2, 8),
         ("cnn3d", (8, 8, 32), 2, 8),
-        ("vgg9", (8, 8, 4), 4, 8),
         ("resnet20", (2, 2), 2, 8),
     ],
 )
-def test_gradients_of_every_grouped_layer(name, shape, groups, width, channels_last, precision):
-    """Layer by layer against as many single layers in float64, each on the very input that it gets in the network."""
+def test_gradients_of_every_grouped_layer(name, shape, groups, width, precision):
+    """Layer by layer against as many single layers in float64, each on the very input that it gets in the network.
+
+    oneDNN's bf16 gradients are wrong for some shapes of windows: these are among them, and the library goes round it.
+    """
     torch.manual_seed(0)
     net = backbones.build(name, 3, 4, width, dims=len(shape), groups=groups)
-    like = memory_format(len(shape)) if channels_last else torch.contiguous_format
+    like = memory_format(len(shape))
     net.to(memory_format=like)
     seen = []
     convolutions = {key: m for key, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))}
@@ -249,50 +234,16 @@ def test_gradients_of_every_grouped_layer(name, shape, groups, width, channels_l
             assert apart(take(inputs.grad, 1), piece.grad) < tolerance, key
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize(
-    ("backbone", "grid"),
-    [("vgg9", ((16, 16), 2, 0)), ("vgg9", ((32, 32), 4, 0)), ("cnn3d", ((8, 8, 4), (2, 2, 1), 0))],
-    ids=["vgg9-2x2", "vgg9-4x4", "cnn3d-2x2x1"],
-)
-def test_gradients_of_the_whole_group(backbone, grid, channels_last, precision):
-    """Grouped gradients are as near to those in float64 as those of the networks apart, in norm."""
-    dec = Decomposition.grid(*grid)
-    local = local_cnns(backbone, dec, width=16, channels=3)
-    like = memory_format(len(dec.image_shape)) if channels_last else torch.contiguous_format
-    alone = [local.subnet(i) for i in range(len(local))]
-    exact = [local.subnet(i).double() for i in range(len(local))]
-    x, labels = images(dec, size=32, channels=3)
-
-    def backward(model, inputs):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" and inputs.dtype == torch.float32):
-            logits = model(inputs.contiguous(memory_format=like))
-        cross_entropy(logits, labels).backward()
-
-    backward(local.to(memory_format=like), x)
-    gradients = [None] * len(local)
-    for family, network in zip(dec.families(), local.networks, strict=True):
-        for group, index in enumerate(family):
-            gradients[index] = [p.grad.unflatten(0, (network.groups, -1))[group] for p in network.parameters()]
-    for net, reference, found, piece in zip(alone, exact, gradients, dec.cut(x), strict=True):
-        backward(net.to(memory_format=like), piece)
-        backward(reference, piece.double())
-        flat = lambda many: torch.cat([g.double().flatten() for g in many])  # noqa: E731
-        target = flat(p.grad for p in reference.parameters())
-        error = ((flat(found) - target).norm() / target.norm()).item()
-        apart_error = ((flat(p.grad for p in net.parameters()) - target).norm() / target.norm()).item()
-        assert error < (1e-4 if precision == "fp32" else max(2 * apart_error, 0.05))
-        assert error < 0.5
-
-
 def test_widths_are_proportionally_smaller():
     for parts, width in ((1, 32), (2, 16), (4, 8)):
         local = LocalCNNs("vgg9", Decomposition.grid((32, 32), parts), in_channels=3, num_classes=10, width=32)
         assert local.local_width == width
         whole = ddlib.count_parameters(backbones.build("vgg9", 3, 10, 32))
         assert ddlib.count_parameters(local) == pytest.approx(whole, rel=0.1)
-    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 4), in_channels=3, num_classes=10, width=1).local_width == 1
+    size = {"in_channels": 3, "num_classes": 10}
+    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 4), **size, width=1).local_width == 1
+    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 2, coarse=True), **size, width=8).local_width == 4
+    assert LocalCNNs("vgg9", Decomposition.grid((8, 8), 2), **size, width=8, local_width="full").local_width == 8
 
 
 @pytest.mark.parametrize(
@@ -316,8 +267,7 @@ def test_depth_of_a_resnet(name, depth):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [(name, shape) for name in BACKBONES_2D for shape in ((1, 1), (3, 7))]
-    + [("cnn3d", (1, 1, 1)), ("cnn3d", (9, 5, 1)), ("vgg9", (5, 3, 1))],
+    [*((name, (1, 1)) for name in BACKBONES_2D), ("vgg9", (3, 7)), ("cnn3d", (1, 1, 1)), ("vgg9", (5, 3, 1))],
 )
 def test_windows_of_any_size_pass(name, shape):
     net = backbones.build(name, 1, 3, 2, dims=len(shape), groups=2)
@@ -330,10 +280,8 @@ def test_windows_of_any_size_pass(name, shape):
         ({"name": "vgg8"}, r"'vgg8'.*Did you mean 'vgg9'"),
         ({"name": "cnn3d", "dims": 2}, r"cnn3d.*dims=2"),
         ({"width": 0}, r"width.*0"),
-        ({"in_channels": -1}, r"in_channels.*-1"),
         ({"num_classes": 1}, r"num_classes.*1"),
         ({"dims": 4}, r"dims.*4"),
-        ({"groups": 0}, r"groups.*0"),
         ({"name": small_net, "groups": 2}, r"cannot be grouped"),
     ],
 )

@@ -24,7 +24,6 @@ from filelock import FileLock
 from helpers import ALONE, wait_for
 
 from ddlib import Experiment, files
-from ddlib.__main__ import main
 from ddlib.study import records, sweep
 
 POINT = {"dataset": "digits", "train_size": 256, "width": 8, "batch_size": 64, "dense_epochs": 2, "precision": "fp32"}
@@ -53,6 +52,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 # ── killed ──
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_of_each_training_it_goes_on_to_the_same_bits(tmp_path, one_thread):
     epochs = 10
     point = Experiment(**POINT, epochs=epochs, strategies=("transfer", "coherent"))
@@ -83,6 +83,7 @@ def torchrun(folder: Path, restarts: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ALONE)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_stops_the_others_and_a_restart_goes_on(tmp_path):
     """What is said of it is in test_ranks."""
     killed = tmp_path / "killed"
@@ -112,6 +113,7 @@ def plan_of(folder: Path, **parameters) -> list[sweep.Point]:
     return sweep.read_plan(path)
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_fails_its_point_alone_and_the_rerun_does_only_that(tmp_path):
     plan = plan_of(tmp_path, seeds=[0, 1], epochs=[20])  # long enough to be found alive
     results = []
@@ -151,21 +153,6 @@ def test_a_point_that_another_sweep_is_at_is_waited_for(tmp_path, monkeypatch):
     assert started
 
 
-def test_two_sweeps_on_one_folder_tear_nothing(tmp_path):
-    plan = plan_of(tmp_path)
-    command = [sys.executable, "-m", "ddlib", "sweep", str(tmp_path / "plan.yaml")]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ALONE)
-    here = sweep.run(plan)
-    (record,) = (tmp_path / "out").glob("*.json")
-    first = record.read_bytes()
-    told = other.communicate(timeout=300)
-    assert (other.returncode, here["result"].tolist()) == (0, ["done"]), (told, here.to_string())
-    assert [record.name for record in records.load_all(tmp_path / "out")] == [point.name for point in plan]
-    assert record.read_bytes() == first, "the sweep that waited took it as it was"
-    left = [p.name for p in (tmp_path / "out").rglob("*") if "damaged" in p.name or p.name.startswith(".")]
-    assert left == []
-
-
 # ── a full disk ──
 
 
@@ -192,15 +179,3 @@ def test_a_full_disk_is_told_and_earlier_results_stay(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     more.record(tmp_path, progress=False)
     assert len(records.load_all(tmp_path)) == 2
-
-
-def test_a_full_disk_on_the_command_line_is_one_sentence(tmp_path, capsys):
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({**POINT, "epochs": 1, "output": str(tmp_path / "out")}))
-    with files_no_larger_than(20_000):
-        assert main(["coherent", "--config", str(config)]) == 2
-    told = capsys.readouterr().err
-    assert "could not be written (File too large)" in told
-    assert str(tmp_path / "out" / "checkpoints") in told
-    assert "Traceback" not in told
-    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []

@@ -1,6 +1,7 @@
 """What figures promise: no noise blown up, no text over text, nothing left out, a title that says what is shown."""
 
 import matplotlib
+from matplotlib.colors import to_rgb
 
 matplotlib.use("Agg")
 
@@ -8,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 
 import ddlib
 from ddlib.report import figures as plots
@@ -39,15 +39,6 @@ def test_colours_of_local_accuracy_span_five_points_at_least(accuracies, span):
     plt.close(figure)
 
 
-def test_colours_of_local_accuracy_span_four_standard_errors_of_the_mean_over_seeds():
-    cuts = ddlib.Decomposition.grid((8, 8), 2)
-    figure = plots.by_window({"a": (cuts, [[0.5] * 4, [0.46, 0.5, 0.5, 0.54]])}, "%", 100)
-    low, high = figure.axes[0].images[0].get_clim()
-    assert high - low == pytest.approx(20)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["48.0", "50.0", "50.0", "52.0"]
-    plt.close(figure)
-
-
 def test_panels_of_importance_share_a_scale_from_zero_and_show_every_value():
     two, four = (ddlib.Decomposition.grid((8, 8), parts) for parts in ((2, 1), 2))
     figure = plots.by_window({"a": (two, [[0.1, 0], [0.3, 0]]), "b": (four, [-0.01, 0.1, 0.05, 0])}, "points")
@@ -60,7 +51,7 @@ def test_panels_of_importance_share_a_scale_from_zero_and_show_every_value():
     plt.close("all")
 
 
-@pytest.mark.parametrize("parts", [(2, 2), (2, 2, 2), (2, 2, 1)])
+@pytest.mark.parametrize("parts", [(2, 2), (2, 2, 2)])
 def test_windows_behind_one_another_share_one_text(ax, parts):
     decomposition = ddlib.Decomposition.grid((8,) * len(parts), parts, 1)
     figure = plots.by_window({"": (decomposition, np.linspace(0.1, 0.9, len(decomposition)))}, "%", 10_000)
@@ -116,15 +107,6 @@ def test_transfer_starts_after_what_it_needs_and_as_the_cnn_dnn(ax):
     assert [list(line.get_xdata()) for line in others] == [[4, 8]]
 
 
-def test_transfer_by_epoch_starts_at_none(ax):
-    results = pd.concat([frame(**{"cnn-dnn": 0.4}).assign(seed=seed) for seed in range(3)])
-    plots.convergence(ax, trainings(), results)
-    transfer = [line for line in ax.lines if line.get_marker() == plots.style_of("transfer")[1]]
-    assert [list(line.get_xdata()) for line in transfer] == [[0, 1, 2]]
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert len(labels) == len(set(labels)) == 4
-
-
 def test_seeds_of_a_strategy_stand_side_by_side_with_a_line_at_their_mean(ax):
     rows = [
         {"grid": grid, "overlap": 0, "strategy": strategy, "seed": seed, "test_accuracy": 0.6 + 0.1 * seed}
@@ -161,22 +143,3 @@ def test_cost_shows_one_regime_and_the_global_cnn_of_every_length_and_names_what
     drawn = np.concatenate([line.get_ydata() for line in ax.lines])
     assert drawn.max() == pytest.approx(90)
     assert 85 not in drawn.round(6)
-
-
-def test_the_global_cnn_alone_can_be_drawn(ax):
-    row = {"strategy": "global", "grid": "1x1", "overlap": 0, "seed": 0, "test_accuracy": 0.9}
-    row |= {"width": 32, "epochs": 12, "augment": "yes", "variant": "", "settings": "", "one machine": 10.0}
-    plots.accuracy_over_cost(ax, pd.DataFrame([row]), "one machine")
-    assert [text.get_text() for text in ax.texts] == ["global, 12 epochs"]
-
-
-def test_one_legend_has_each_label_once():
-    figure, axes = plt.subplots(1, 2)
-    for ax, labels in zip(axes, (("a", "b"), ("b", "c")), strict=True):
-        for label in labels:
-            ax.plot([0, 1], label=label)
-        ax.legend()
-    plots.one_legend(figure, axes, columns=3)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
-    assert [ax.get_legend() for ax in axes] == [None, None]
-    plt.close(figure)

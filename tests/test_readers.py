@@ -7,8 +7,6 @@ import pickle
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ALONE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -81,12 +78,6 @@ def test_photo_is_cut_about_its_centre(tmp_path):
     assert photo(tmp_path / "wide.png", (5, 15), grey=True).shape == (1, 5, 15)
 
 
-def test_photo_of_the_right_size_is_left_alone(tmp_path):
-    write_photo(tmp_path / "face.pgm", (96, 84), "L")
-    found = photo(tmp_path / "face.pgm", (96, 84), grey=True)
-    assert np.array_equal(found[0].numpy(), np.array(Image.open(tmp_path / "face.pgm")))
-
-
 def test_large_jpegs_and_turned_ones(tmp_path):
     ramp = np.broadcast_to(np.linspace(0, 255, 800)[None, :, None], (600, 800, 3)).astype(np.uint8)
     exif = Image.Exif()
@@ -102,82 +93,61 @@ RAMP = np.broadcast_to(np.linspace(0, 65535, 32).astype(np.uint16), (32, 32)).co
 COLOURS = np.stack([RAMP, RAMP[::-1].copy(), 65535 - RAMP], -1)
 
 
-def tiff(path: Path, pixels: np.ndarray, order="<", bits=None, planes=1, **tags) -> None:
+def tiff(path: Path, pixels: np.ndarray, order="<", **tags) -> None:
     """A TIFF of one strip, by hand: Pillow writes few of its kinds."""
-    samples = 1 if pixels.ndim == 2 else pixels.shape[0 if planes == 2 else -1]
-    height, width = pixels.shape[1:3] if planes == 2 else pixels.shape[:2]
+    height, width, *colours = pixels.shape
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-    bits = bits or 8 * pixels.dtype.itemsize
-    values = {256: width, 257: height, 258: bits, 259: 1, 262: 2 if samples == 3 else 1}
-    values |= {277: samples, 278: height, 284: planes, 339: kind}
+    values = {256: width, 257: height, 258: 8 * pixels.dtype.itemsize, 259: 1, 262: 2 if colours else 1, 273: 8}
+    values |= {277: 3 if colours else 1, 278: height, 279: len(data), 284: 1, 339: kind}
     values |= {int(tag[1:]): value for tag, value in tags.items()}
-    plane = len(data) // (samples if planes == 2 else 1)
-    strips, start = (samples if planes == 2 else 1), 8
-    lists = {258: [bits] * samples, 339: [kind] * samples}
-    lists |= {273: [start + plane * n for n in range(strips)], 279: [plane] * strips}
-    entries, extra, place = b"", b"", 8 + len(data)
-    table = 2 + 12 * len(values | lists) + 4
-    for tag, value in sorted((values | lists).items()):
-        numbers = value if isinstance(value, list) else [value]
-        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
-        if len(numbers) > 1:
-            packed, extra = struct.pack(order + "I", place + table + len(extra)), extra + packed
-        entries += struct.pack(order + "HHI", tag, 4, len(numbers)) + packed
-    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, place)
-    path.write_bytes(head + data + struct.pack(order + "H", len(values | lists)) + entries + bytes(4) + extra)
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + len(data))
+    path.write_bytes(head + data + struct.pack(order + "H", len(values)) + entries + bytes(4))
+
+
+def twelve_bits(pixels: np.ndarray) -> np.ndarray:
+    """Two pixels in three bytes."""
+    a, b = pixels[:, ::2], pixels[:, 1::2]
+    return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).reshape(len(pixels), -1)
 
 
 DEEP = {
     "png": lambda path: Image.fromarray(RAMP).save(path, "PNG"),
     "pgm": lambda path: Image.fromarray(RAMP).save(path, "PPM"),
-    "pgm in text": lambda path: path.write_text("P2 32 32 65535 " + " ".join(map(str, RAMP.ravel()))),
     "pgm of 12 bits": lambda path: path.write_bytes(b"P5 32 32 4095\n" + (RAMP >> 4).astype(">u2").tobytes()),
-    "little-endian tiff": lambda path: tiff(path, RAMP),
-    "big-endian tiff": lambda path: tiff(path, RAMP, ">"),
+    "tiff": lambda path: tiff(path, RAMP),
+    "tiff of 12 bits": lambda path: tiff(path, twelve_bits(RAMP >> 4), t256=32, t258=12),
     "tiff whose white is zero": lambda path: tiff(path, 65535 - RAMP, t262=0),
-    "colour tiff": lambda path: tiff(path, np.stack([RAMP] * 3, -1)),
-    "big-endian colour tiff": lambda path: tiff(path, np.stack([RAMP] * 3, -1), ">"),
-    "colour tiff of 8 bits in planes": lambda path: tiff(path, np.stack([(RAMP >> 8).astype(np.uint8)] * 3), planes=2),
+    "colour tiff": lambda path: tiff(path, np.stack([RAMP] * 3, -1), ">"),
     "colour ppm": lambda path: path.write_bytes(b"P6 32 32 65535\n" + np.stack([RAMP] * 3, -1).astype(">u2").tobytes()),
 }
 
 
-@pytest.mark.parametrize("grey", [True, False])
 @pytest.mark.parametrize("kind", DEEP)
-def test_sixteen_bits_are_scaled(tmp_path, kind, grey):
+def test_sixteen_bits_are_scaled(tmp_path, kind):
     DEEP[kind](tmp_path / "deep.tif")
-    found = photo(tmp_path / "deep.tif", (32, 32), grey=grey).float()
-    assert (found - torch.tensor(RAMP / 257)).abs().max() <= 1
-    assert (found[0, 0, ::4] - torch.tensor([0, 33, 66, 99, 132, 165, 198, 231])).abs().max() <= 1
+    for grey in (True, False):
+        found = photo(tmp_path / "deep.tif", (32, 32), grey=grey).float()
+        assert (found - torch.tensor(RAMP / 257)).abs().max() <= 1
 
 
-NO_RANGE = {
-    "float": lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path, "TIFF"),
-    "int32": lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path, "TIFF"),
-    "uint32": lambda path: tiff(path, RAMP.astype(np.uint32) * 65537),
-    "int16": lambda path: tiff(path, (RAMP // 2).astype(np.int16)),
-    "int8": lambda path: tiff(path, (RAMP // 512).astype(np.int8)),
-    "pfm": lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path, "PPM"),
-}
 NO_PHOTO = {
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "html": (lambda path: path.write_text("<html>not found</html>" * 99), "it is not an image"),
+    "float": (
+        lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path, "TIFF"),
+        "no known range: scale them to 0",
+    ),
+    "int16": (lambda path: tiff(path, (RAMP // 2).astype(np.int16)), "no known range: scale them to 0"),
     "float colours": (lambda path: tiff(path, COLOURS.astype(np.float32)), "it is not an image.*float colours"),
-    "planes": (lambda path: tiff(path, np.moveaxis(COLOURS, -1, 0), planes=2), "separate planes of 16 bits"),
+    "planes": (lambda path: tiff(path, COLOURS, t284=2), "separate planes of 16 bits"),
     "pages": (
         lambda path: Image.fromarray(RAMP).save(path, "TIFF", save_all=True, append_images=[Image.fromarray(RAMP)] * 4),
         "it holds 5 pages: save the one that counts",
     ),
-    "a film": (
-        lambda path: Image.new("RGB", (9, 9)).save(
-            path, "PNG", save_all=True, append_images=[Image.new("RGB", (9, 9), "red")]
-        ),
-        "it holds 2 pages",
-    ),
     "too large": (lambda path: Image.new("1", (14_000, 13_000)).save(path, "PNG"), "too many pixels.*scale it down"),
 }
-NO_PHOTO |= {kind: (write, r"no known range: scale them to 0 … 255") for kind, write in NO_RANGE.items()}
 
 
 @pytest.mark.parametrize("kind", NO_PHOTO)
@@ -205,25 +175,23 @@ def palette() -> Image.Image:
 
 CLEAR = {
     "RGBA": (square("RGBA", (0, 0, 0, 255), (0, 0, 0, 0)), {}, 0, 255),
-    "a hidden pattern": (square("RGBA", (0, 0, 0, 255), (200, 10, 60, 0)), {}, 0, 255),
     "white on nothing": (square("RGBA", (255, 255, 255, 255), (255, 255, 255, 0)), {}, 255, 0),
     "half": (square("RGBA", (0, 0, 0, 128), (0, 0, 0, 0)), {}, 127, 255),
     "LA": (square("LA", (40, 255), (40, 0)), {}, 40, 255),
     "palette": (palette(), {"transparency": 0}, 9, 255),
-    "L and a clear level": (square("L", 10, 11), {"transparency": 11}, 10, 255),
     "RGB and a clear colour": (square("RGB", (10, 10, 10), (11, 11, 11)), {"transparency": (11, 11, 11)}, 10, 255),
     "16 bits and a clear level": (square("I;16", 10 * 257, 11), {"transparency": 11}, 10, 255),
 }
 
 
-@pytest.mark.parametrize("grey", [True, False])
 @pytest.mark.parametrize("kind", CLEAR)
-def test_what_is_transparent_shows_a_ground(tmp_path, kind, grey):
+def test_what_is_transparent_shows_a_ground(tmp_path, kind):
     picture, how, inside, outside = CLEAR[kind]
     picture.save(tmp_path / "clear.png", **how)
-    found = photo(tmp_path / "clear.png", (16, 16), grey=grey).int()
-    assert (found[:, 8, 8] - inside).abs().max() <= 1
-    assert (found[:, 0, 0] - outside).abs().max() <= 1
+    for grey in (True, False):
+        found = photo(tmp_path / "clear.png", (16, 16), grey=grey).int()
+        assert (found[:, 8, 8] - inside).abs().max() <= 1
+        assert (found[:, 0, 0] - outside).abs().max() <= 1
 
 
 def test_colours_of_an_embedded_profile_become_those_of_srgb(tmp_path):
@@ -238,14 +206,13 @@ def test_colours_of_an_embedded_profile_become_those_of_srgb(tmp_path):
         assert photo(tmp_path / f"{kind}.png")[:, 0, 0].tolist() == [200, 40, 10]
 
 
-@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.pgm"])
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png"])
 def test_damaged_photo_is_named(tmp_path, name):
     path = tmp_path / name
-    write_photo(path, (60, 60), "L" if name.endswith("pgm") else "RGB")
-    for data in (path.read_bytes()[:-500], b"no picture at all"):
-        path.write_bytes(data)
-        with pytest.raises(files.DamagedFile, match=f"{re.escape(str(path))} cannot be decoded as an image"):
-            photo(path)
+    write_photo(path, (60, 60))
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(files.DamagedFile, match=f"{re.escape(str(path))} cannot be decoded as an image"):
+        photo(path)
 
 
 # ── one volume ──
@@ -309,14 +276,11 @@ VOXELS = RANDOM.integers(-1000, 400, (4, 5, 6)).astype(np.int16)
 KINDS = {
     "v.nii": lambda v, path: nibabel.save(nibabel.Nifti1Image(v, np.eye(4)), path),
     "v.nii.gz": lambda v, path: nibabel.save(nibabel.Nifti2Image(v, np.eye(4)), path),
-    "second.nii": lambda v, path: nibabel.save(nibabel.Nifti2Image(v, np.eye(4)), path),
     "v.hdr": lambda v, path: nibabel.save(nibabel.Nifti1Pair(v, np.eye(4)), path),
-    "second.hdr": lambda v, path: nibabel.save(nibabel.Nifti2Pair(v, np.eye(4)), path),
     "big.nii": lambda v, path: nibabel.save(
         nibabel.Nifti1Image(v, np.eye(4), nibabel.Nifti1Header(endianness=">")), path
     ),
     "one.nii": lambda v, path: nibabel.save(nibabel.Nifti1Image(v[..., None], np.eye(4)), path),
-    "ones.nii": lambda v, path: nibabel.save(nibabel.Nifti1Image(v[..., None, None], np.eye(4)), path),
     "v.NII.GZ": lambda v, path: path.write_bytes(gzip.compress(nibabel.Nifti1Image(v, np.eye(4)).to_bytes())),
 }
 
@@ -371,15 +335,8 @@ def test_damaged_volume_is_named(tmp_path, name):
     else:
         write_volume(path)
     data = path.read_bytes()
-    damaged = [data[:-20], b"nothing of the kind" * 50] if not name.endswith("hdr") else [data]
-    if name.endswith("gz"):
-        damaged.append(data[:-150] + bytes([data[-150] ^ 1]) + data[-149:])
-    for content in damaged:
-        path.write_bytes(content)
-        with pytest.raises(files.DamagedFile, match=f"{re.escape(str(path))} cannot be decoded as a NIfTI volume"):
-            volume(path)
-    path.write_bytes(b"")
-    with pytest.raises(files.DamagedFile, match="is empty"):
+    path.write_bytes(data if name.endswith("hdr") else data[:-20])
+    with pytest.raises(files.DamagedFile, match=f"{re.escape(str(path))} cannot be decoded as a NIfTI volume"):
         volume(path)
 
 
@@ -427,17 +384,6 @@ def test_patients():
     assert found == ["LIDC-IDRI-0012", "LIDC-IDRI-0012", "P_R_1", "CT-0/study_0001.nii.gz"]
 
 
-def test_split_without_patients_is_stratified():
-    labels = [0] * 50 + [1] * 25 + [2] * 10
-    train, test = split_of(labels, list(map(str, range(85))), 0.2, seed=0)
-    assert torch.tensor(labels)[test].bincount().tolist() == [10, 5, 2]
-    assert sorted([*train.tolist(), *test.tolist()]) == list(range(85))
-    again = split_of(labels, list(map(str, range(85))), 0.2, seed=0)
-    other = split_of(labels, list(map(str, range(85))), 0.2, seed=1)
-    assert torch.equal(again[1], test)
-    assert not torch.equal(other[1], test)
-
-
 @given(st.integers(0, 1000), st.integers(40, 200), st.sampled_from([0.1, 0.2, 0.5]))
 def test_no_patient_is_on_both_sides(seed, count, fraction):
     random = np.random.default_rng(seed)
@@ -451,7 +397,7 @@ def test_no_patient_is_on_both_sides(seed, count, fraction):
     assert abs(shares - fraction).max() < largest / np.bincount(labels).min()
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
 @given(counts=st.lists(st.integers(2, 6), min_size=2, max_size=5), seed=st.integers(0, 99))
 def test_two_files_of_a_class_are_one_and_one(fraction, counts, seed):
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
@@ -523,7 +469,11 @@ def test_a_changed_folder_is_read_anew(tmp_path, counted, change):
     assert len(list((tmp_path / ".cache").iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 999])
+def flipped(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda data: data[: len(data) // 2]], ids=["flipped", "cut"])
 def test_a_damaged_cache_is_made_anew(tmp_path, counted, damage):
     flowers(tmp_path)
     first = ddlib.load_dataset("tf_flowers", tmp_path, size=16)
@@ -536,31 +486,12 @@ def test_a_damaged_cache_is_made_anew(tmp_path, counted, damage):
     assert list((tmp_path / ".cache").iterdir()) == [cache]
 
 
-def test_a_bit_that_flips_in_the_cache_is_noticed(tmp_path, counted):
-    flowers(tmp_path)
-    ddlib.load_dataset("tf_flowers", tmp_path, size=16)
-    (cache,) = (tmp_path / ".cache").iterdir()
-    data = bytearray(cache.read_bytes())
-    data[len(data) // 2] ^= 1
-    cache.write_bytes(data)
-    ddlib.load_dataset("tf_flowers", tmp_path, size=16)
-    assert len(counted) == 50
-
-
 def test_without_a_cache_that_can_be_written_files_are_read_each_time(tmp_path, counted):
     flowers(tmp_path)
     (tmp_path / ".cache").write_text("in the way, as permissions would be")
     for _ in range(2):
         ddlib.load_dataset("tf_flowers", tmp_path, size=16)
     assert len(counted) == 50
-
-
-def test_one_damaged_photo_leaves_no_cache(tmp_path):
-    bad = flowers(tmp_path) / "tulips" / "2.jpg"
-    bad.write_bytes(bad.read_bytes()[:300])
-    with pytest.raises(files.DamagedFile, match=re.escape(str(bad))):
-        ddlib.load_dataset("tf_flowers", tmp_path)
-    assert not (tmp_path / ".cache").exists()
 
 
 # ── every layout ──
@@ -607,7 +538,7 @@ def test_faces(tmp_path):
     assert data.few(6).regions == data.regions
 
 
-@pytest.mark.parametrize("layout", ["mosmed", "MosMedData", "COVID19_1110/studies"])
+@pytest.mark.parametrize("layout", ["mosmed", "COVID19_1110/studies"])
 def test_mosmed(tmp_path, layout):
     scans(tmp_path / layout)
     write_volume(tmp_path / layout / "masks" / "study_0001_mask.nii.gz")
@@ -670,29 +601,21 @@ def test_own_folders(tmp_path):
     [
         ("tf_flowers", {"sise": 64}, "Did you mean 'size'"),
         ("tf_flowers", {"size": 0}, "size must be a whole number ≥ 1, got 0"),
-        ("tf_flowers", {"split_seed": -1}, "split_seed must be a whole number ≥ 0"),
         ("faces", {"shape": 96}, r"shape must be a list of numbers, like \[96, 84\], got 96"),
-        ("faces", {"shape": (96, 84, 1)}, "shape must be a list of numbers"),
         ("mosmed", {"shape": (64, 64)}, r"like \[128, 128, 64\]"),
-        ("mosmed", {"shape": (64, 64, 0.5)}, "shape must be a whole number ≥ 1, got 0.5"),
         ("image_folder", {}, "image_folder needs path=…"),
-        ("image_folder", {"path": "x", "grey": 1}, "grey must be True or False"),
-        ("image_folder", {"path": "x", "test_fraction": 0}, "test_fraction must be a number above 0"),
         (
             "image_folder",
             {"path": "x", "test_fraction": 1},
             "test_fraction must be a number above 0 and at most 0.99, got 1",
         ),
         ("image_folder", {"path": "x", "flip_axes": 1}, r"flip_axes must be a list of numbers, like \[1\], got 1"),
-        ("image_folder", {"path": 12}, "path must be text, got 12"),
         ("image_folder", {"path": "x", "patient": "("}, "patient must be a regular expression"),
         (
             "volume_folder",
             {"path": "x", "window": (400, -1000)},
             "the end of the window must be a number above 400.0, got -1000",
         ),
-        ("volume_folder", {"path": "x", "flip_axes": 1}, "flip_axes must be a list"),
-        ("digits", {"size": 64}, "unknown option of digits 'size'"),
     ],
 )
 def test_wrong_options(tmp_path, name, options, told):
@@ -720,8 +643,7 @@ def load(folder: Path, **options) -> tuple[ddlib.ImageSet, str]:
     return data, str(caught[0].message) if caught else ""
 
 
-@pytest.mark.parametrize("train", ["train", "Training"])
-@pytest.mark.parametrize("test", ["test", "val", "valid", "Validation", "TEST"])
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training", "valid")])
 def test_a_split_that_is_there_is_used(tmp_path, train, test):
     halves = {f"{train}__cat": 7, f"{train}__dog": 5, f"{test}__cat": 2, f"{test}__dog": 3}
     data, said = load(fill(tmp_path / "pets", **halves, **{train: 3, test: 3}))
@@ -774,16 +696,6 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert load(folder, leave_out="*.gif,*.avif,*.tga,README,persian,*.txt")[1] == ""
     fewer = load(folder, leave_out="dog/1.*")[0]
     assert len(fewer.train) + len(fewer.test) == 9
-
-
-def test_a_folder_that_is_linked_to_in_a_circle_is_looked_into_once(tmp_path):
-    folder = fill(tmp_path / "pets", cat=4, dog=4)
-    (folder / "dog" / "note.txt").write_text("")
-    (folder / "cat" / "here").symlink_to(folder)
-    (folder / "cow").symlink_to(fill(tmp_path / "others", cow=4) / "cow")
-    data, said = load(folder)
-    assert len(data.train) + len(data.test) == 12
-    assert said.startswith(f"{folder}: left out are 1 .txt in dog/ (")
 
 
 def test_masks_are_told_and_can_be_left_out(tmp_path):
@@ -856,10 +768,8 @@ def test_mirroring_is_told_where_nobody_asked_for_it(tmp_path, capsys):
     ("low", "high", "window", "words"),
     [
         ((0, 0.4), (0.6, 1), (-1000, 400), r"values from .* to (1|0\.9).*leaves 1 of 256 grey levels: set window"),
-        ((0, 60), (90, 255), (-1000, 400), r"leaves 4[67] of 256"),
         ((0, 500), (3000, 4000), (-1000, 400), r"values from .* to [34].*clips \d\d% of them"),
         ((-900, 0), (0, 400), (-1000, 400), ""),
-        ((0, 0.4), (0.6, 1), (0, 1), ""),
     ],
 )
 def test_a_window_that_is_not_of_the_values(tmp_path, low, high, window, words):
@@ -903,18 +813,6 @@ def test_a_pattern_names_the_patients(tmp_path):
         load(tmp_path / "xray", patient="person")
 
 
-def test_a_folder_that_changes_is_read_anew(tmp_path):
-    folder = fill(tmp_path / "pets", cat=4, dog=4)
-    first = load(folder)[0]
-    second = load(fill(folder, cow=4))[0]
-    assert second.classes == ("cat", "cow", "dog")
-    shutil.rmtree(folder / "cow")
-    third = load(folder)[0]
-    assert (third.classes, third.digest) == (first.classes, first.digest)
-    (folder / "cat" / "3.png").rename(folder / "dog" / "33.png")
-    assert load(folder)[0].digest != first.digest
-
-
 def test_a_path_that_is_not_there(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=rf"{tmp_path}/nowhere is no folder; a relative path is below .*{tmp_path}\."
@@ -927,35 +825,16 @@ def test_a_path_that_is_not_there(tmp_path):
     [
         ("path=/data/my photos size=64", {"path": "/data/my photos", "size": 64}),
         ('path="/data/a b=c" size=64', {"path": "/data/a b=c", "size": 64}),
-        ("path='/data/my  photos'", {"path": "/data/my  photos"}),
         ("path=0012 size=64", {"path": "0012", "size": 64}),
         ("size=64 path=~", {"size": 64, "path": "~"}),
-        ("path=1e3", {"path": "1e3"}),
         ("path=C:\\data\\x grey=true", {"path": "C:\\data\\x", "grey": True}),
         ("path=/data/John's", {"path": "/data/John's"}),
-        ("leave_out=*_seg.* path=yes", {"leave_out": "*_seg.*", "path": "yes"}),
         ("path=x test_fraction=2e-1", {"path": "x", "test_fraction": 0.2}),
         ("path=x flip_axes=[0, 1]", {"path": "x", "flip_axes": (0, 1)}),
-        ("path= size=3", {"path": None, "size": 3}),
-        ("", {}),
     ],
 )
 def test_options_as_text(text, options):
     assert datasets.check_options("image_folder", text) == options
-
-
-def test_options_as_text_of_volumes():
-    found = datasets.check_options("volume_folder", "window=[-1e3, 4e2] shape=[8,8,4]")
-    assert found == {"window": (-1000.0, 400.0), "shape": (8, 8, 4)}
-    for text in ("64", "photos size=64", "size"):
-        with pytest.raises(ValueError, match=r"options of image_folder must be like 'size=64"):
-            datasets.check_options("image_folder", text)
-
-
-def test_flip_axis_that_is_not_there(tmp_path):
-    flowers(tmp_path)
-    with pytest.raises(ValueError, match="flip_axes must be a whole number from 0 to 1, got 2"):
-        ddlib.load_dataset("image_folder", tmp_path, path="flower_photos", size=8, flip_axes=(2,))
 
 
 # ── MedMNIST ──
@@ -984,13 +863,6 @@ def test_medmnist(tmp_path, small_medmnist):
     assert data.train.flip_axes == ()
     with pytest.raises(ValueError, match=r"size of organmnist3d_64\.npz must be 64, got 28"):
         ddlib.load_dataset("organmnist3d", tmp_path, size=28)
-
-
-def test_damaged_medmnist_is_named(tmp_path, small_medmnist):
-    path = tmp_path / "organmnist3d_64.npz"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(files.DamagedFile, match=r"organmnist3d_64\.npz is damaged: its MD5 should be"):
-        ddlib.load_dataset("organmnist3d", tmp_path)
 
 
 # ── the sets themselves ──
@@ -1063,7 +935,7 @@ def test_images_that_memory_has_no_room_for_are_the_same_from_files(tmp_path, mo
     assert sorted(path.suffix for path in (tmp_path / ".cache").iterdir()) == [".pt"]  # nothing else is left
 
 
-@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("share", [0, 1], ids=["files", "memory"])
 def test_reading_that_is_interrupted_goes_on_from_where_it_was(tmp_path, monkeypatch, share):
     for number in range(12):
         write_photo(tmp_path / "photos" / f"class {number % 2}" / f"{number}.png", (20, 20))
@@ -1104,28 +976,3 @@ def test_images_for_which_there_is_no_room_at_all_are_refused_in_a_sentence(tmp_
     with pytest.raises(OSError, match=told):
         files.room((4, 3, 8, 8), tmp_path / "cache")
     assert not [*(tmp_path / "cache").iterdir()]
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what memory is whose")
-def test_images_from_files_take_no_memory_of_the_process(tmp_path):
-    """By the system's own count: 64 MiB of photos, read and read again, and an epoch of statistics on them."""
-    for number in range(342):
-        path = tmp_path / "photos" / f"class {number % 2}" / f"{number}.bmp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (256, 256), (number % 256, number // 256, 7)).save(path)
-    code = f"""
-import re, ddlib
-from pathlib import Path
-from ddlib import files
-def own(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-import torch, sklearn.model_selection, scipy.cluster, PIL.Image
-files.SHARE = 0
-before = own()
-how = dict(root={str(tmp_path)!r}, path="photos", size=256, flip_axes=[])
-data = [ddlib.load_dataset("image_folder", **how) for _ in range(2)]
-assert data[0].digest == data[1].digest
-print(own() - before)
-"""
-    quiet = {**ALONE, "MALLOC_ARENA_MAX": "2"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=quiet)
-    assert float(done.stdout) < 64, done.stdout + done.stderr  # in memory it would be 128 and what reading takes

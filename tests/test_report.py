@@ -41,14 +41,6 @@ def test_the_interval_is_wilsons(total, data):
     assert interval(right, total) == pytest.approx((centre - reach, centre + reach), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("right", "total", "expected"),
-    [(50, 100, (0.4038, 0.5962)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (8, 10, (0.4902, 0.9433))],
-)
-def test_known_intervals(right, total, expected):
-    assert interval(right, total) == pytest.approx(expected, abs=1e-4)
-
-
 def test_epochs_to_reach():
     assert epochs_to_reach([0.2, 0.5, 0.4, 0.9], 0.5) == 2
     assert epochs_to_reach([0.2, 0.5], 0.6) is None
@@ -82,15 +74,6 @@ def test_accuracy_table():
         ("1x2", "local"): "10.0",
         ("1x2", "average"): "12.3",
     }
-
-
-def test_rows_of_the_accuracy_table_stand_in_the_order_of_the_frame():
-    point = {"dataset": "d", "backbone": "b", "width": 8, "epochs": 1, "strategy": "vote", "seed": 0}
-    places = [("2x2", 0), ("2x2", 4), ("4x4", 2), ("4x4", 4)]
-    rows = [{**point, "grid": grid, "overlap": overlap, "test_accuracy": 0.5} for grid, overlap in places]
-    assert accuracy_table(pd.DataFrame(rows)).reset_index()[["grid", "overlap"]].to_numpy().tolist() == [
-        list(place) for place in places
-    ]
 
 
 def test_the_accuracy_table_names_epochs_and_augmentation():

@@ -13,12 +13,12 @@ def model():
     return CNNDNN(local, DenseAggregator(3, 4))
 
 
+@pytest.mark.slow
 def test_bytes_counted_in_both_ways_are_those_of_the_formulas(tiny):
     frame = scaling.communication(model(), tiny, Recipe(batch_size=16, precision="fp32", device="cpu"), [2])
     assert frame["way"].tolist() == ["by subdomain", "data-parallel"]
     # two ranks, three subdomains: messages have room for two of them; all parameters once there and back
     assert frame["sent"].tolist() == [16 * 2 * 4 * 4, count_parameters(model()) * 4]
-    assert (frame["seconds"] > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,3 @@ def test_bytes_counted_in_both_ways_are_those_of_the_formulas(tiny):
 def test_ranks_that_cannot_train_are_refused(tiny, ranks, batch_size, message):
     with pytest.raises(ValueError, match=message):
         scaling.communication(model(), tiny, Recipe(batch_size=batch_size), ranks)
-
-
-def test_messages_take_time():
-    latency, bandwidth = scaling.latency_and_bandwidth(repeats=3)
-    assert 1e-7 < latency < 1
-    assert 1e5 < bandwidth < 1e13

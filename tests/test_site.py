@@ -13,6 +13,7 @@ import ddlib
 for package in ("sphinx", "myst_nb", "furo"):
     pytest.importorskip(package, reason="needs the extra: pip install 'ddlib[site]'")
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 

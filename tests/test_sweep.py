@@ -31,13 +31,6 @@ def test_committed_plans_expand(path: Path):
     assert len({point.name for point in plan}) == len(plan) > 0
 
 
-def test_a_relative_plan_is_looked_for_here_and_then_in_the_project(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert len(sweep.read_plan("notebooks/plans/quick.yaml")) == 3
-    plan_file(tmp_path, "grids: [2x2]")
-    assert len(sweep.read_plan("plan.yaml")) == 1
-
-
 def test_lists_are_expanded_and_named_apart(tmp_path: Path):
     plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2, 2x3], seeds: [0, 1], overlaps: [0, 2]"))
     assert len(plan) == len({point.name for point in plan}) == 8
@@ -51,8 +44,6 @@ def test_lists_are_expanded_and_named_apart(tmp_path: Path):
         ("notebok: 02_aggregation\noutput: x\nparameters: {}", "'notebok'. Did you mean 'notebook'"),
         ("notebook: 02_agregation\noutput: x\nparameters: {}", "Did you mean '02_aggregation'"),
         ("notebook: 02_aggregation\nparameters: {}", "the key 'output' is missing"),
-        ("notebook: 02_aggregation\noutput:\nparameters: {}", "the key 'output' is missing or empty"),
-        ("notebook: 02_aggregation\noutput: x\nparameters: {grids: 2}", "like '2x2' or '4x4x1', got 2"),
         ("notebook: 02_aggregation\noutput: x\nparameters: {epoch: 3}", "'epoch'. Did you mean 'epochs'"),
         (
             "notebook: 02_aggregation\noutput: x\nparameters: {grids: [2x2], epochs: [1, 0]}",
@@ -64,10 +55,6 @@ def test_lists_are_expanded_and_named_apart(tmp_path: Path):
         (
             "notebook: 02_aggregation\noutput: x\nparameters: {dataset: tf_flowers, grids: [2x2], options: size=-3}",
             "size must be a whole number ≥ 1, got -3",
-        ),
-        (
-            "notebook: 02_aggregation\noutput: x\nparameters: {dataset: tf_flowers, grids: [2x2], options: sise=3}",
-            "Did you mean 'size'",
         ),
         ("notebook: 02_aggregation\noutput: x\nparameters: {grids: [regions]}", "has no named regions"),
         ("notebook: 00_quickstart\noutput: x\nparameters: {}", "notebook '00_quickstart' of"),
@@ -85,6 +72,7 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, content: s
     assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_jobs_goes_on_after_a_failure_and_skips_what_is_on_record(tmp_path: Path, capsys, one_thread):
     given = f"{TINY}, grids: [2x2], precision: fp32, batch_size: [256, 64, 128]"  # 256 images a step of 200 fail
     path, out = plan_file(tmp_path, given), tmp_path / "out"
@@ -136,7 +124,8 @@ def test_a_kernel_whose_ports_were_taken_is_started_again(monkeypatch, tmp_path)
     assert not told
 
 
-def test_an_interrupted_sweep_ends_at_once_and_its_point_goes_on_to_the_same_record(tmp_path: Path, one_thread):
+@pytest.mark.slow
+def test_an_interrupted_sweep_ends_at_once_with_its_kernel(tmp_path: Path):
     path = plan_file(tmp_path, TINY.replace("epochs: 1", "epochs: 60", 1) + ", grids: [2x2], precision: fp32")
     command = [sys.executable, "-m", "ddlib", "sweep", str(path)]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ALONE, preexec_fn=hears_interrupts)
@@ -155,12 +144,26 @@ def test_an_interrupted_sweep_ends_at_once_and_its_point_goes_on_to_the_same_rec
     assert len(load_tensors(kept)["history"]) == reached, "the kernel ended with the sweep"
     assert not list((tmp_path / "out").glob("*.json"))
 
-    (point,) = sweep.read_plan(path)
-    one, other = (point.experiment.record(tmp_path / folder, progress=False) for folder in ("out", "whole"))
-    assert list(checkpoints.glob("local-*.pt")) == [kept]
-    timeless = [name for name in one.arrays if not name.endswith("/seconds")]
-    assert all((one.arrays[name] == other.arrays[name]).all() for name in timeless)
-    assert one.frame().drop(columns="seconds").equals(other.frame().drop(columns="seconds"))
+
+def test_a_failure_stops_nothing_else_and_what_is_on_record_is_skipped(tmp_path: Path, monkeypatch):
+    """In this process, without kernels."""
+    plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2], seeds: [0, 1]"))
+    asked, broken = [], [0]
+
+    def execute(notebook, executed, given):
+        asked.append(given["seeds"])
+        if given["seeds"] in broken:
+            return "ValueError: on purpose"
+        plan[given["seeds"]].experiment.record(tmp_path / "out", progress=False)
+        return ""
+
+    monkeypatch.setattr(sweep, "execute", execute)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a sweep sets it where it is not set
+    assert sweep.run(plan)["result"].tolist() == ["failed", "done"]
+    broken.clear()
+    assert sweep.run(plan)["result"].tolist() == ["done", "skipped"]
+    assert asked == [0, 1, 0]
+    assert set(sweep.table(plan)["status"]) == {"on record"}
 
 
 def test_outdated_records_are_listed_and_kept(tmp_path: Path, monkeypatch, capsys):

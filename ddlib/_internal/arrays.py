@@ -33,9 +33,7 @@ def pair(what: str, given: Any) -> tuple[Tensor, Tensor]:
                 images = files.room((len(given), *one.shape), Path(tempfile.gettempdir()))
             if one.shape != images.shape[1:]:
                 sizes = f"{tuple(one.shape)}, image 0 {tuple(images.shape[1:])}"
-                raise ValueError(
-                    f"image {index} of {what} has the shape {sizes}: all must be of one size, resize them."
-                )
+                raise ValueError(f"image {index} of {what} has the shape {sizes}: resize them to one size.")
             images[index] = one
             bar.update()
     return images, labels

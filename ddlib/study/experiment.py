@@ -77,7 +77,7 @@ class Experiment(Settings):
         record.provenance |= {
             "seconds": round(time.perf_counter() - clock, 3),
             "data": {"name": data.name, **options},
-            "images": data.digest,
+            "images": run.digest,
             "image_shape": list(data.image_shape),
             "classes": list(data.classes),
         }

@@ -54,7 +54,7 @@ class KeptTrainings(Trainings):
     def __init__(self, settings: Settings, data: ImageSet, folder: Path | None, progress: bool):
         super().__init__(settings.backbone, settings.decomposition(data), data, **settings.trainings())
         self.settings, self.folder, self.progress = settings, folder, progress
-        self._folds: Tensor | None = None
+        self.digest, self._folds = data.digest, None
         images = [(len(data.train), "the data")]
         if settings.out_of_fold:
             left = len(data.train) * (settings.out_of_fold - 1) // settings.out_of_fold
@@ -137,7 +137,7 @@ class KeptTrainings(Trainings):
         options = {option for row in STRATEGIES.values() if row.trainings[-1] in needed for option in row.options}
         content = {
             "training": training,
-            "data": self.data.digest,
+            "data": self.digest,
             "net": [settings.parameters["backbone"], settings.width, settings.seed, settings.class_weights],
             "windows": None if name == "global" else [self.decomposition.bounds, self.decomposition.coarse],
             "recipes": {training: self.recipes[training].described() for training in needed},
