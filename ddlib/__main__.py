@@ -123,6 +123,18 @@ def compare(folder: str, reference: str, tolerance: float) -> int:
 
 
 @commands.command()
+@click.argument("folder")
+@click.option("--points", default=1, help="How many, drawn at random (default 1).")
+@click.option("--seed", default=0, help="Of the draw (default 0).")
+def rerun(folder: str, points: int, seed: int) -> int:
+    """Train recorded points anew, and hold new accuracies against the recorded: ddlib rerun results/flowers"""
+    from .study import rerun
+
+    tables = [table for table in rerun.again(folder, points, seed)]
+    return int(not all(table["agrees"].all() for table in tables))
+
+
+@commands.command()
 def doctor() -> int:
     """Versions, device, data, and what is wrong, for a bug report: ddlib doctor"""
     from .cost.training_time import machine

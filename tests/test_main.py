@@ -1,5 +1,6 @@
 """The command line: what it prints, and exit codes that scripts can trust."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from helpers import record_of
 
+import ddlib
 from ddlib.__main__ import main
 from ddlib.data.sets import DATASETS
 
@@ -144,3 +146,17 @@ def test_doctor_says_what_is_wrong(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DDLIB_DATA", str(tmp_path / "file"))
     assert main(["doctor"]) == 1
     assert f"wrong: the data folder {tmp_path / 'file'} cannot be written" in capsys.readouterr().out
+
+
+def test_a_recorded_point_comes_out_again(tmp_path, capsys):
+    strategies = ("global", "average")
+    point = ddlib.Experiment("digits", width=4, epochs=1, train_size=80, batch_size=20, strategies=strategies)
+    record = point.record(tmp_path, progress=False)
+    assert main(["rerun", str(tmp_path)]) == 0
+    assert re.search(r"global +\d+\.\d+ .* True", capsys.readouterr().out)
+    for row in record.rows:
+        row["test_accuracy"] = 1.0
+    record.save(tmp_path)
+    assert main(["rerun", str(tmp_path)]) == 1
+    assert main(["rerun", str(tmp_path), "--points", "2"]) == 2
+    assert "points must be from 1 to the 1 records" in capsys.readouterr().err

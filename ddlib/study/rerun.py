@@ -1,0 +1,52 @@
+"""A referee's question: does a recorded point come out again?"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .experiment import Experiment
+from .parameters import resolve
+from .records import load_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def again(folder: str | Path, points: int = 1, seed: int = 0) -> Iterator["pd.DataFrame"]:
+    """Train some records of a folder anew, with as many threads, and print new accuracies beside the recorded ones.
+
+    A strategy agrees where new and recorded accuracy differ by no more than the seeds of the point do, or than two
+    standard errors of an accuracy on so many test images, whichever is more.  `local` counts by its mean.
+
+    Returns:
+        A table a point, a row a strategy: recorded, new, allowed (percent, and points), agrees.
+
+    Raises:
+        ValueError: there are no records, or fewer than asked for.
+    """
+    import pandas as pd
+
+    records, threads = load_all(resolve(folder)), torch.get_num_threads()
+    if not 1 <= points <= len(records):
+        raise ValueError(f"points must be from 1 to the {len(records)} records in {folder}, got {points}.")
+    for record in random.Random(seed).sample(records, points):
+        same = [other for other in records if other.settings == record.settings]
+        of_seeds = pd.DataFrame([other.frame().groupby("strategy")["test_accuracy"].mean() for other in same])
+        torch.set_num_threads(record.provenance["threads"])
+        try:
+            found = Experiment(**record.parameters, strategies=record.strategies).run()
+        finally:
+            torch.set_num_threads(threads)
+        means = [frame.groupby("strategy", sort=False)["test_accuracy"].mean() for frame in (record.frame(), found)]
+        table = 100 * pd.DataFrame(dict(zip(("recorded", "new"), means, strict=True)))
+        share, images = means[0], len(record.arrays["labels"])
+        noise = 200 * (share * (1 - share) / images).clip(lower=1 / images**2).pow(0.5)
+        table["allowed"] = (100 * (of_seeds.max() - of_seeds.min())).reindex(table.index).clip(lower=noise)
+        table["agrees"] = (table["new"] - table["recorded"]).abs() <= table["allowed"]
+        made = record.provenance
+        print(f"{record.name}, recorded on {made['device']}, {made['threads']} threads, {made['precision']}:")
+        print(table.round(2).to_string())
+        yield table
