@@ -91,7 +91,7 @@ class Recipe:
     def described(self) -> dict[str, Any]:
         """Its values as a file can keep them: a callable by its qualified name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: f"{v.__module__}.{v.__qualname__}" if callable(v) else v for name, v in values.items()}
+        return {name: checks.name_of(value) if callable(value) else value for name, value in values.items()}
 
 
 # One recipe for each training.  The papers' learning rates could not be read: these are ours.
@@ -277,15 +277,16 @@ def _optimise(
 
     if recipe.batch_size > len(labels):
         raise ValueError(f"batch_size {recipe.batch_size} is larger than the data: {len(labels)} images.")
-    for name in metrics or ():
-        if name in COLUMNS:
-            raise ValueError(f"a metric cannot be called {name!r}: the history has {', '.join(COLUMNS)} already.")
+    if taken := set(metrics or ()) & set(COLUMNS):
+        raise ValueError(f"a metric cannot be called {taken.pop()!r}: the history has {', '.join(COLUMNS)} already.")
     steps, optimizer = len(labels) // recipe.batch_size, make_optimizer(model, recipe)
-    history = [] if checkpoint is None else checkpoint.load(model, optimizer, recipe.described())
+    described = recipe.described() | ({} if loss is None else {"loss": checks.name_of(loss)})
+    history = [] if checkpoint is None else checkpoint.load(model, optimizer, described)
+    last = len(history) if checkpoint is not None and checkpoint.stopped else recipe.epochs
     title, frozen = progress if isinstance(progress, str) else type(model).__name__, frozen_parts(model)
     try:
         with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
-            for epoch in range(len(history), recipe.epochs):
+            for epoch in range(len(history), last):
                 start = time.perf_counter()
                 model.train()
                 for part in frozen:
@@ -297,14 +298,16 @@ def _optimise(
                     raise RuntimeError(f"{message}: take a smaller one, or engine='loop' for local CNNs.") from error
                 if not math.isfinite(mean):
                     raise Diverged.of(title, epoch, mean, history, recipe)
-                row = dict(zip(COLUMNS, (epoch + 1, mean, right, optimizer.param_groups[0]["lr"]), strict=False))
-                row |= {"seconds": time.perf_counter() - start}
+                rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - start
+                row = dict(zip(COLUMNS, (epoch + 1, mean, right, rate, seconds), strict=True))
                 row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
                 history.append(row)
                 bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.3f}", accuracy=f"{right:.1%}")
                 if checkpoint is not None:
-                    checkpoint.save(model, optimizer, recipe.described(), history)
+                    checkpoint.save(model, optimizer, described, history)
                 if after_epoch is not None and after_epoch(dict(row)) is True:
+                    if checkpoint is not None:
+                        checkpoint.save(model, optimizer, described, history, stopped=True)
                     break
     finally:
         if checkpoint is not None:

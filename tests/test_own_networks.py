@@ -337,6 +337,16 @@ def test_a_logger_stops_a_training_on_held_out_images(tiny):
     assert len(rows) == 2
 
 
+def test_a_training_that_was_stopped_stays_so_and_belongs_to_its_loss(tiny, tmp_path):
+    model, given = mk("vgg9"), {"checkpoint": tmp_path / "c.pt", "progress": False}
+    stop = {"after_epoch": lambda row: row["epoch"] == 2}
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    assert len(fit(model, tiny, replace(R, epochs=5), loss=loss, **stop, **given)) == 2
+    assert len(fit(model, tiny, replace(R, epochs=5), loss=loss, **given)) == 2
+    with pytest.raises(ValueError, match=r"its recipe has loss '\S+CrossEntropyLoss', not None"):
+        fit(mk("vgg9"), tiny, replace(R, epochs=5), **given)
+
+
 def test_a_loss_an_augmentation_an_optimiser_and_a_schedule_of_ones_own(tiny):
     """Each gives what the library's own gives when it does the same."""
     own = replace(

@@ -32,6 +32,7 @@ class Checkpoint:
         left, initial = _LEFT.get(model, ("", ""))
         if left == self.initial:
             self.initial = initial
+        self.stopped = False  # before the last epoch of its recipe, as `after_epoch` asked
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict) -> list[dict]:
         """Go on from the last whole epoch, where there is one: model and optimiser are filled; returns the history.
@@ -46,6 +47,7 @@ class Checkpoint:
         saved = self.read(model, recipe)
         if saved is None:
             return []
+        self.stopped = saved["stopped"]
         kinds = {key.rpartition("#")[2] for key in saved["tensors"]} - {""}
         for p in chain.from_iterable(group["params"] for group in optimizer.param_groups) if kinds else ():
             empty = {
@@ -57,11 +59,18 @@ class Checkpoint:
                 piece.copy_(saved["tensors"][key])
         return saved["history"]
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict, history: list[dict]) -> None:
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: dict,
+        history: list[dict],
+        stopped: bool = False,
+    ) -> None:
         """Keep the state at the end of an epoch."""
         tensors = {key: piece.cpu().clone() for key, piece in pieces(model, optimizer)}
-        belongs = {"inputs": self.inputs, "initial": self.initial}
-        self.write({"belongs": belongs, "recipe": recipe, "history": history, "tensors": tensors})
+        content = {"inputs": self.inputs, "initial": self.initial, "recipe": recipe, "history": history}
+        self.write(content | {"tensors": tensors, "stopped": stopped})
 
     def leave(self, model: nn.Module) -> None:
         """Remember in what state the training leaves the model, at its end or interrupted."""
@@ -76,15 +85,18 @@ class Checkpoint:
             saved = files.load_tensors(self.path)
         except files.DamagedFile as error:
             raise files.DamagedFile(f"{error} It was set aside as {files.set_aside(self.path)}.") from None
-        other = {k: (was, recipe.get(k)) for k, was in saved["recipe"].items() if was != recipe.get(k)}
+        if "inputs" not in saved:
+            raise ValueError(f"{self.path} is of an earlier version: give another file, or delete this one.")
+        known = saved["recipe"]
+        other = {k: (known.get(k), recipe.get(k)) for k in known | recipe if known.get(k) != recipe.get(k)}
         if other:
             reason = "its recipe has " + ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in other.items())
-        elif saved["belongs"]["inputs"] != self.inputs:
+        elif saved["inputs"] != self.inputs:
             reason = "of other images, labels or windows"
-        elif saved["belongs"]["initial"] != self.initial and not self._is_of(model, saved["tensors"]):
+        elif saved["initial"] != self.initial and not self._is_of(model, saved["tensors"]):
             reason = "of other initial weights"
         else:
-            self.initial = saved["belongs"]["initial"]
+            self.initial = saved["initial"]
             return saved
         raise ValueError(f"{self.path} belongs to another training: {reason}; give another file, or delete this one.")
 

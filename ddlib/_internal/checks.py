@@ -42,6 +42,12 @@ def flag(what: str, value: Any) -> bool:
     return bool(value)
 
 
+def name_of(thing: Any) -> str:
+    """The qualified name of a function or class, or of an object's class."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def finite(what: str, values: Any) -> Any:
     """Return a tensor in which every entry is a number; otherwise a ValueError that counts the images (axis 0)."""
     if bool((wrong := values.isnan()).any()):

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._internal import checks
+
 
 @torch.no_grad()
 def checked(net: Any, name: Any, channels: int, classes: int, groups: int, shape: Sequence[int] | None) -> nn.Module:
@@ -14,7 +16,7 @@ def checked(net: Any, name: Any, channels: int, classes: int, groups: int, shape
     Raises:
         ValueError: no module, nothing to train, outputs that are no logits, groups that see one another's windows.
     """
-    what = f"the network of {name if isinstance(name, str) else getattr(name, '__qualname__', name)}"
+    what = f"the network of {name if isinstance(name, str) else checks.name_of(name)}"
     if not isinstance(net, nn.Module) or not any(True for _ in net.parameters()):
         raise ValueError(f"{what} must be an nn.Module with parameters, got {type(net).__name__}.")
     if shape is None or type(net).__module__ == "ddlib.networks.backbones":

@@ -131,8 +131,8 @@ class Settings:
     def _backbone(self) -> str | Builder:
         if not callable(self.backbone):
             return checks.one_of("backbone", self.backbone, BACKBONES)
-        name = qualified_name(self.backbone)
-        if "<" in name:
+        name = checks.name_of(self.backbone)
+        if "<" in name or not hasattr(self.backbone, "__qualname__"):
             raise ValueError(
                 f"a record cannot know {name} again: give a builder that is defined at the top of a module."
             )
@@ -180,7 +180,7 @@ class Settings:
         if isinstance(self.dataset, ImageSet):
             values |= {"dataset": self.dataset.name, "images": self.dataset.digest[:16]}
         if callable(self.backbone):
-            values["backbone"] = qualified_name(self.backbone)
+            values["backbone"] = checks.name_of(self.backbone)
         return {name: value for name, value in values.items() if value is not None}
 
     @property
@@ -259,10 +259,6 @@ def hidden_layers(text: str | int) -> tuple[int, ...]:
         return tuple(checks.whole("dense_hidden", int(width), 1) for width in widths)
     except ValueError:
         raise ValueError(f"dense_hidden must be 'none' or widths like '128 64', got {text!r}.") from None
-
-
-def qualified_name(builder: Builder) -> str:
-    return f"{builder.__module__}.{getattr(builder, '__qualname__', type(builder).__qualname__ + '<object>')}"
 
 
 def unless(usual: Any, value: Any) -> Any:
