@@ -150,8 +150,7 @@ def fit(
         files.DamagedFile: the checkpoint is damaged; it is set aside.
         RuntimeError: a step does not fit into the memory of the device.
     """
-    split = split_of(data, "fit")
-    first = next(model.parameters())
+    split, first = split_of(data, "fit"), next(model.parameters())
     home, device = first.device, choose_device(recipe.device, first.device)
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(checkpoint, model, split.images, split.labels)
