@@ -67,7 +67,7 @@ CLAIMS = (
 OPTIONS = {comparison.option for comparison in CLAIMS} - {""}
 COMPARED = ["claim", "a", "b", "training", "option"]  # what names a comparison in a table
 VERDICTS = ["ahead", "level", "behind", "open"]
-EFFECT = ["mean", "low", "high", "low 90", "high 90", "seed error", "image error", "p"]
+EFFECT = ["difference", "low", "high", "low 90", "high 90", "seed error", "image error", "p"]
 SCOPES = (("all",), ("regime",), ("problem",), ("parts",), ("problem", "regime"), ("problem", "parts"))
 LEVEL = 1.0  # points: what is called level lies within that much on either side (ours)
 LONG = 150  # epochs, P1's number: its regime begins here, what is shorter is the short one
@@ -138,7 +138,12 @@ def _ranks(record: Record, strategy: str) -> np.ndarray:
     return (gap > 0) + 0.5 * (gap == 0)
 
 
-def judge(rows: Sequence[Row]) -> "pd.DataFrame":
+def judge(found: Sequence[Record]) -> "pd.DataFrame":
+    """Every comparison that the records allow, with its verdict: `as_table` of `compare`."""
+    return as_table(compare(found))
+
+
+def as_table(rows: Sequence[Row]) -> "pd.DataFrame":
     """A row a comparison and point, with its verdict.
 
     Columns: `COMPARED`, metric (AUC on data of two classes where both have it, else accuracy), problem (the data set,
@@ -163,20 +168,20 @@ def _verdicts(table: "pd.DataFrame", p: "pd.Series") -> np.ndarray:
     """`VERDICTS` of effects, by the p-values that count."""
     level = (table["low 90"] > -LEVEL) & (table["high 90"] < LEVEL)
     differ = p <= 0.05
-    return np.select([differ & (table["mean"] > 0), differ, level], ["ahead", "behind", "level"], "open")
+    return np.select([differ & (table["difference"] > 0), differ, level], ["ahead", "behind", "level"], "open")
 
 
 def pool(rows: Sequence[Row], judged: "pd.DataFrame") -> "pd.DataFrame":
     """The mean effect of each comparison: over all its rows, and over those of each regime, problem and so on.
 
     Columns: `COMPARED`, over (by what the rows are chosen, `SCOPES`) and scope (its value), metric, rows, sets (of the
-    same global CNNs), how many rows have each verdict, the difference in accuracy, those of `effect`, and verdict, that
-    of the mean: its p-value is not corrected.  The scope "another problem" is what one more may bring, drawn as these
-    were: the interval is Student's for one more of their means.
+    same global CNNs), the most seeds of a row, how many rows have each verdict, the difference in accuracy, those of
+    `effect`, and verdict, that of the mean: its p-value is not corrected.  The scope "another problem" is what one more
+    may bring, drawn as these were: the interval is Student's for one more of their means.
 
     Args:
         rows: of `compare`.
-        judged: `judge` of these rows.
+        judged: `as_table` of these rows.
     """
     import pandas as pd
 
@@ -187,15 +192,14 @@ def pool(rows: Sequence[Row], judged: "pd.DataFrame") -> "pd.DataFrame":
             for scope, some in same.groupby(list(over), sort=False):
                 about = dict(zip(COMPARED, names, strict=True)) | {"over": ", ".join(over), "scope": ", ".join(scope)}
                 about |= {"metric": " and ".join(sorted(set(some["metric"]))), "rows": len(some)}
-                about |= {"sets": len(some[list(SET)].drop_duplicates())}
+                about |= {"sets": len(some[list(SET)].drop_duplicates()), "seeds": some["n"].max()}
                 about |= {verdict: int((some["verdict"] == verdict).sum()) for verdict in VERDICTS}
                 about["in accuracy"] = some["in accuracy"].mean()
                 own.append(about | effect([rows[k] for k in some.index]))
         found += [*own, *_another(pd.DataFrame(own))]
-    table = pd.DataFrame(
-        found, columns=[*COMPARED, "over", "scope", "metric", "rows", "sets", *VERDICTS, "in accuracy", *EFFECT]
-    )
-    return table.assign(verdict=_verdicts(table, table["p"]))
+    names = [*COMPARED, "over", "scope", "metric", "rows", "sets", "seeds", *VERDICTS, "in accuracy", *EFFECT]
+    table = pd.DataFrame(found, columns=names)
+    return table.assign(verdict=np.where(table["seeds"] < 3, "open", _verdicts(table, table["p"])))
 
 
 def _another(own: "pd.DataFrame") -> list[dict[str, Any]]:
@@ -205,10 +209,10 @@ def _another(own: "pd.DataFrame") -> list[dict[str, Any]]:
     problems = own[own["over"] == "problem"]
     if len(problems) < 3:
         return []
-    mean, error = problems["mean"].mean(), problems["mean"].std() * math.sqrt(1 + 1 / len(problems))
+    mean, error = problems["difference"].mean(), problems["difference"].std() * math.sqrt(1 + 1 / len(problems))
     told = problems.iloc[0][COMPARED].to_dict() | {"over": "another problem", "scope": "another problem"}
     told |= {"metric": own["metric"].iloc[0], "rows": len(problems), "in accuracy": problems["in accuracy"].mean()}
     for share, names in ((0.95, ("low", "high")), (0.9, ("low 90", "high 90"))):
         reach = t.isf((1 - share) / 2, len(problems) - 1) * error
         told |= dict(zip(names, (mean - reach, mean + reach), strict=True))
-    return [told | {"mean": mean, "p": float(2 * t.sf(abs(mean) / error, len(problems) - 1))}]
+    return [told | {"difference": mean, "p": float(2 * t.sf(abs(mean) / error, len(problems) - 1))}]

@@ -134,7 +134,7 @@ def _usual(rows: Sequence[Row], d0: float) -> float:
 
 
 def effect(rows: Sequence[Row]) -> dict[str, float]:
-    """The mean difference over rows in points: mean, errors of seeds and images, 95 and 90 % interval, p-value of 0.
+    """The mean difference over rows in points, its 95 and 90 % interval, errors of seeds and images, p-value of 0.
 
     Rows of a data set have the same test images: what an image adds is averaged over rows first.  Rows of the same
     global CNNs (`SET`) are taken to vary together from seed to seed, which is the most that they can.  Degrees of
@@ -150,7 +150,13 @@ def effect(rows: Sequence[Row]) -> dict[str, float]:
     freedom = variance**2 / sum(doubt for _, doubt in parts)
     mean, error = float(np.mean([row.by_seed.mean() for row in rows])), math.sqrt(variance)
     reach, near = t.isf(0.025, freedom) * error, t.isf(0.05, freedom) * error
-    found = {"mean": mean, "low": mean - reach, "high": mean + reach, "low 90": mean - near, "high 90": mean + near}
+    found = {
+        "difference": mean,
+        "low": mean - reach,
+        "high": mean + reach,
+        "low 90": mean - near,
+        "high 90": mean + near,
+    }
     found |= {"seed error": math.sqrt(seeds), "image error": math.sqrt(variance - seeds)}
     return found | {"p": float(2 * t.sf(abs(mean) / error, freedom))}
 
