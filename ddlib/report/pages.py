@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.stats import gmean
 
 from ..study.parameters import resolve
-from .claims import COMPARED, EFFECT, VERDICTS
+from .claims import COMPARED, VERDICTS
 from .figures import cut, named
 
 TEMPLATES = "docs/templates"  # NAME.md.j2 there makes docs/NAME.md
@@ -25,7 +25,6 @@ COLOURS = {
 }
 OTHER = "#777777"
 REGIMES = {"short": ("o", "short training"), "long": ("s", "150 epochs or more")}
-NUMBERS = [*VERDICTS, "seeds", "sets", *EFFECT, "adjusted p"]  # columns of tables that may be empty
 SPEEDS = {  # the training-time tables of C4: how it is called → its file
     "two cores, bf16": "results/training_time/training_time.csv",
     "two cores, fp32, the papers' sizes": "results/training_time/papers/training_time.csv",
@@ -34,9 +33,9 @@ SPEEDS = {  # the training-time tables of C4: how it is called → its file
 
 
 def problem(name: str) -> str:
-    """A problem in words: "CIFAR-10, 20,000 images"."""
+    """A problem in words: "CIFAR-10 (20,000 images)"."""
     dataset, _, images = name.partition(", ")
-    return named(dataset) + (f", {int(images.split()[0]):,} images" if images else "")
+    return named(dataset) + (f" ({int(images.split()[0]):,} images)" if images else "")
 
 
 def place(row: Mapping[str, Any]) -> str:
@@ -246,7 +245,9 @@ class Report:
     def csv(self, name: str) -> pd.DataFrame:
         """A table of the report, or one below the project's root: "results/precision/x.csv"."""
         path = resolve(name) if "/" in name else self.folder / f"{name}.csv"
-        return pd.read_csv(path, keep_default_na=False, na_values={column: "" for column in NUMBERS})
+        table = pd.read_csv(path)
+        words = [name for name in table if table[name].dtype.kind not in "iufb" or table[name].isna().all()]
+        return table.astype(dict.fromkeys(words, object)).fillna(dict.fromkeys(words, ""))
 
     def row(self, claim: str, b: str, **given: Any) -> dict[str, Any]:
         """The one row of claims.csv that has these values."""
@@ -288,7 +289,9 @@ class Report:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    metric = {"AUC": f" AUC (in accuracy {number(row['in accuracy'])})", "accuracy": ""}.get(row["metric"], " of both")
+    metric = {"AUC": f" AUC (in accuracy {number(row['in accuracy'])})", "accuracy": ""}.get(
+        row["metric"], " of both metrics"
+    )
     counts = " / ".join(str(int(row[verdict])) for verdict in VERDICTS)
     return f"{spoken(row, signed=True)}{metric}; {counts}"
 
