@@ -13,6 +13,7 @@ from scipy.stats import gmean
 from ..study.parameters import resolve
 from .claims import COMPARED, VERDICTS
 from .figures import cut, named
+from .tables import POINT, over_seeds
 
 TEMPLATES = "docs/templates"  # NAME.md.j2 there makes docs/NAME.md
 # a colour a data set (Okabe and Ito's), grey for others; regimes differ by marker, so that grey print tells them apart
@@ -286,6 +287,29 @@ class Report:
             cells = {tuple(row[name] for name in COMPARED): _cell(row) for row in some.to_dict("records")}
             lines.append(f"| {_scope(over, scope)} | " + " | ".join(cells.get(each, "") for each in asked) + " |")
         return "\n".join(lines)
+
+    def accuracies(self, query: str) -> str:
+        """Test accuracy in %, and AUC beside it where there are two classes: the points of a pandas query."""
+        table, scores = self.csv("accuracy"), self.csv("scores")
+        strategies = [*table.columns[len(POINT) :]]
+        areas = over_seeds(scores.set_index([*POINT, "strategy", "seed"])["AUC"], POINT, scores["strategy"].unique())
+        order = {tuple(point): k for k, point in enumerate(table[[*POINT]].to_numpy())}
+        both = pd.concat([table.assign(metric="accuracy"), areas.reset_index().assign(metric="AUC")]).fillna("")
+        both["order"] = [order[tuple(point)] for point in both[[*POINT]].to_numpy()]
+        lines = [f"| point | metric, % | {' | '.join(map(named, strategies))} |", "|---" * (2 + len(strategies)) + "|"]
+        for row in both.query(query).sort_values("order", kind="stable").to_dict("records"):
+            cells = [place(row | {"problem": row["dataset"]}), row["metric"], *(row[name] for name in strategies)]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def cost(self, strategy: str, **given: Any) -> dict[str, float]:
+        """Accuracy in %, seconds on one machine and with workers, means over seeds: CIFAR-10, VGG9, no options."""
+        usual = {"dataset": "cifar10", "backbone": "vgg9", "width": 32, "variant": "", "strategy": strategy}
+        table = self.csv("costs")
+        for name, value in (usual | {"grid": "1x1", "overlap": 0, "epochs": 12} | given).items():
+            table = table[table[name] == value]
+        means = table[["test_accuracy", "one machine", "parallel"]].mean()
+        return {"accuracy": 100 * means.iloc[0], "one": means.iloc[1], "workers": means.iloc[2], "seeds": len(table)}
 
 
 def _cell(row: Mapping[str, Any]) -> str:
