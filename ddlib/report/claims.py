@@ -68,7 +68,8 @@ OPTIONS = {comparison.option for comparison in CLAIMS} - {""}
 COMPARED = ["claim", "a", "b", "training", "option"]  # what names a comparison in a table
 VERDICTS = ["ahead", "level", "behind", "open"]
 EFFECT = ["difference", "low", "high", "low 90", "high 90", "seed error", "image error", "p"]
-SCOPES = (("all",), ("regime",), ("problem",), ("parts",), ("problem", "regime"), ("problem", "parts"))
+DATA = ("options", "train_size", "channel_parts")  # of a variant, what problem and parts say
+SCOPES = (("all",), ("regime",), ("problem",), ("way",), ("parts",), ("problem", "regime"), ("problem", "parts"))
 LEVEL = 1.0  # points: what is called level lies within that much on either side (ours)
 LONG = 150  # epochs, P1's number: its regime begins here, what is shorter is the short one
 
@@ -113,7 +114,7 @@ def _row(asked: Comparison, pairs: Sequence[tuple[Record, Record]]) -> Row:
     about |= {"metric": "AUC" if area else "accuracy", **point(first), "n": len(pairs)}
     about["problem"] = about["dataset"] + (f", {size} images" if size else "")
     about["regime"] = "short" if about["epochs"] < LONG else "long"
-    about["parts"] = _parts(first)
+    about["parts"], about["way"] = _parts(first), _way(first)
     about["in accuracy"] = 100 * float(np.mean(right))
     return Row.of(about | {"comparison": asked}, gaps, first.arrays["labels"] if area else None)
 
@@ -124,6 +125,13 @@ def _parts(record: Record) -> str:
         return f"{count} sub-networks"
     grid = record.parameters["grid"]
     return grid if grid == "regions" else f"{math.prod(parse_grid(grid))} windows"
+
+
+def _way(record: Record) -> str:
+    """How the method was varied: "local width full, coarse True", or "default"."""
+    given = dict(option.split("=", 1) for option in record.variant.split())
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in given.items() if name not in DATA]
+    return ", ".join(words) or "default"
 
 
 def _right(record: Record, strategy: str) -> np.ndarray:
@@ -147,8 +155,8 @@ def as_table(rows: Sequence[Row]) -> "pd.DataFrame":
     """A row a comparison and point, with its verdict.
 
     Columns: `COMPARED`, metric (AUC on data of two classes where both have it, else accuracy), problem (the data set,
-    and how many training images where not all), `POINT`, regime, parts, n seeds, the difference in accuracy whatever
-    the metric, those of `effect`, and adjusted p: for the rows of a claim (Benjamini and Hochberg 1995).
+    and how many training images where not all), `POINT`, regime, parts, way, n seeds, the difference in accuracy
+    whatever the metric, those of `effect`, and adjusted p: for the rows of a claim (Benjamini and Hochberg 1995).
 
     *ahead* and *behind* have an adjusted p of at most 0.05; of the others those whose 90 % interval lies within
     ±`LEVEL` are *level*, the rest *open*.  Rows of fewer than three seeds are open, whatever their interval.
@@ -156,7 +164,19 @@ def as_table(rows: Sequence[Row]) -> "pd.DataFrame":
     import pandas as pd
     from scipy.stats import false_discovery_control
 
-    names = [*COMPARED, "metric", "problem", *POINT, "regime", "parts", "n", "in accuracy", *EFFECT, "adjusted p"]
+    names = [
+        *COMPARED,
+        "metric",
+        "problem",
+        *POINT,
+        "regime",
+        "parts",
+        "way",
+        "n",
+        "in accuracy",
+        *EFFECT,
+        "adjusted p",
+    ]
     table = pd.DataFrame([row.about | effect([row]) for row in rows], columns=names)
     judged = table["n"] >= 3
     for _, family in table[judged].groupby("claim"):

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import gmean
 
 from ..study.parameters import resolve
 from .claims import COMPARED, VERDICTS
@@ -26,11 +25,6 @@ COLOURS = {
 }
 OTHER = "#777777"
 REGIMES = {"short": ("o", "short training"), "long": ("s", "150 epochs or more")}
-SPEEDS = {  # the training-time tables of C4: how it is called → its file
-    "two cores, bf16": "results/training_time/training_time.csv",
-    "two cores, fp32, the papers' sizes": "results/training_time/papers/training_time.csv",
-    "one H100, the papers' sizes": "results/training_time/gpu/training_time.csv",
-}
 
 
 def problem(name: str) -> str:
@@ -68,7 +62,7 @@ def forest(judged: pd.DataFrame, pooled: pd.DataFrame) -> Figure:
     order = judged.sort_values("difference", kind="stable").drop_duplicates("place", keep="last")
     first = panels[0].sort_values("difference", kind="stable")["place"]
     lines = [*dict.fromkeys([*(p for p in order["place"] if p not in set(first)), *first])][::-1]
-    means = pooled[pooled["over"].isin(["all", "regime", "problem"])]
+    means = _shown(pooled)
     below = [*dict.fromkeys(zip(means["over"], means["scope"], strict=True))]
     height = 0.9 + 0.125 * (len(lines) + 1 + len(below)) + 0.3
     size, ratio = (5.9, height), {"wspace": 0.04}
@@ -87,6 +81,12 @@ def forest(judged: pd.DataFrame, pooled: pd.DataFrame) -> Figure:
     figure.supxlabel(f"difference in points of accuracy, or of AUC where there are two classes{bent}", fontsize=7)
     _legend(figure, judged)
     return figure
+
+
+def _shown(pooled: pd.DataFrame) -> pd.DataFrame:
+    """Of the means of a claim, those over all rows, by regime and problem, and by variant where there are several."""
+    several = pooled.loc[pooled["over"] == "way", "scope"].nunique() > 1
+    return pooled[pooled["over"].isin(["all", "regime", "problem", *["way"] * several])]
 
 
 def _scope(over: str, scope: str) -> str:
@@ -177,38 +177,6 @@ def overview(pooled: pd.DataFrame) -> Figure:
     return figure
 
 
-def speeds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """C4, which no test decides: by machine, in how many rows local training, a worker for each, is faster."""
-    rows = []
-    for machine, table in tables.items():
-        factor = table["parallel speed-up"]
-        told = {"machine": machine, "rows": len(table), "faster": int((factor > 1).sum())}
-        told |= {"slower": len(table) - told["faster"], "least": factor.min(), "most": factor.max()}
-        rows.append(told | {"geometric mean": gmean(factor), "one machine": gmean(table["one-machine speed-up"])})
-    return pd.DataFrame(rows)
-
-
-def speed_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """C4: by how much an epoch of local training is faster, a worker for each local CNN, over their number N."""
-    figure, ax = plt.subplots(figsize=(5.9, 3))
-    for (machine, table), marker, shift in zip(tables.items(), "os^", (0.93, 1, 1.07), strict=True):
-        for backbone, colour in (("vgg9", "#0072B2"), ("resnet20", "#CC79A7"), ("cnn3d", "#009E73")):
-            own = table[table["backbone"] == backbone]
-            look = {"markersize": 4.5, "linestyle": "", "color": colour, "markerfacecolor": "none"}
-            ax.plot(shift * own["N"], own["parallel speed-up"], marker, **look)
-            if len(own) and marker == "o":
-                ax.plot([], [], "o", color=colour, label=named(backbone))
-        ax.plot([], [], marker, color="black", markerfacecolor="none", label=machine)
-    ends = [4, 64]
-    ax.plot(ends, [n**2 for n in ends], ":", color="grey", label="N²")
-    ax.axhline(1, color="black", linewidth=0.8)
-    ax.set(xscale="log", yscale="log", xlabel="number of local CNNs N", ylabel="times faster than the global CNN")
-    ax.set_xticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
-    ax.set_xticks([], minor=True)
-    ax.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
 # ── pages ──
 
 
@@ -276,7 +244,7 @@ class Report:
 
     def effects(self, claim: str) -> str:
         """The mean effects of a claim as a table: a column a comparison, rows over all, regimes and problems."""
-        own = self.means[(self.means["claim"] == claim) & self.means["over"].isin(["all", "regime", "problem"])]
+        own = _shown(self.means[self.means["claim"] == claim])
         asked = [*dict.fromkeys(map(tuple, own[COMPARED].to_numpy()))]
         heads = [
             f"{named(a)} − {named(b)}, {training}" + (f", {named(o)}" if o else "") for _, a, b, training, o in asked
@@ -286,6 +254,14 @@ class Report:
             some = own[(own["over"] == over) & (own["scope"] == scope)]
             cells = {tuple(row[name] for name in COMPARED): _cell(row) for row in some.to_dict("records")}
             lines.append(f"| {_scope(over, scope)} | " + " | ".join(cells.get(each, "") for each in asked) + " |")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """The mean and the counts of every comparison of the papers' claims as a table."""
+        lines = [f"| claim | comparison | mean, 95 % interval | {'/'.join(VERDICTS)} |", "|---|---|---|---|"]
+        for row in self.means.query("over == 'all' and claim.str.startswith('C')").to_dict("records"):
+            what = f"{named(row['a'])} − {named(row['b'])}, {row['training']}"
+            lines.append(f"| {row['claim']} | {what} | {spoken(row, signed=True)} | {counts(row)} |")
         return "\n".join(lines)
 
     def accuracies(self, query: str) -> str:
@@ -312,12 +288,14 @@ class Report:
         return {"accuracy": 100 * means.iloc[0], "one": means.iloc[1], "workers": means.iloc[2], "seeds": len(table)}
 
 
+def counts(row: Mapping[str, Any]) -> str:
+    """How many rows have each verdict: "3/1/0/2"."""
+    return "/".join(str(int(row[verdict])) for verdict in VERDICTS)
+
+
 def _cell(row: Mapping[str, Any]) -> str:
-    metric = {"AUC": f" AUC (in accuracy {number(row['in accuracy'])})", "accuracy": ""}.get(
-        row["metric"], " of both metrics"
-    )
-    counts = " / ".join(str(int(row[verdict])) for verdict in VERDICTS)
-    return f"{spoken(row, signed=True)}{metric}; {counts}"
+    metrics = {"AUC": f" AUC (in accuracy {number(row['in accuracy'])})", "accuracy": ""}
+    return f"{spoken(row, signed=True)}{metrics.get(row['metric'], ' of both metrics')}; {counts(row)}"
 
 
 def render(name: str, folder: Path) -> str:
@@ -326,7 +304,7 @@ def render(name: str, folder: Path) -> str:
 
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     env = Environment(loader=FileSystemLoader(resolve(TEMPLATES)), **options)
-    env.filters |= {"number": number, "spoken": spoken, "named": named, "listed": listed}
+    env.filters |= {"number": number, "spoken": spoken, "named": named, "counts": counts}
     return env.get_template(f"{name}.md.j2").render(report=Report(folder))
 
 
