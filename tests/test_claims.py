@@ -99,6 +99,7 @@ def test_variants_are_rows_of_the_papers_claims():
     found += [record_of({"geometric": 0.6, "correction": 0.8, "average": 0.5, "global": 0.9}, s) for s in range(3)]
     table = judge(found)
     assert table.loc[table["claim"] == "C1", "variant"].tolist() == ["local_width=full coarse=True"]
+    assert table.loc[table["claim"] == "C1", "way"].tolist() == ["local width full, coarse True"]
     own = table[table["claim"].isin(["average", "geometric", "correction"])].set_index(["a", "b"])["difference"]
     expected = {("average", "global"): -40, ("geometric", "average"): 10, ("geometric", "global"): -30}
     expected |= {("correction", "average"): 30, ("correction", "global"): -10}
@@ -121,6 +122,11 @@ def test_a_remedy_is_not_the_papers_claim():
     found = [record_of({"transfer": 0.9, "cnn-dnn": 0.8}, seed, out_of_fold=3) for seed in range(3)]
     found += [record_of({"cnn-dnn": 0.8}, seed, out_of_fold=3, epochs=24) for seed in range(3)]
     assert judge(found).empty
+
+
+def test_a_variant_in_words():
+    assert claims.way("options=shape=[48,42] train_size=500") == ""
+    assert claims.way("options=size=64 dense_hidden=128 64 coarse=True") == "dense hidden 128 64, coarse True"
 
 
 def test_p_values_are_corrected_once_within_a_claim():

@@ -4,13 +4,14 @@ A row is one comparison at one point of a table.  Everything is drawn from recor
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..decomposition import parse_grid
-from ..study.records import Record
+from ..study.records import VARIANT, Record
 from .effects import SET, Row, effect, moderate
 from .tables import POINT, point, points, scored
 
@@ -68,7 +69,7 @@ OPTIONS = {comparison.option for comparison in CLAIMS} - {""}
 COMPARED = ["claim", "a", "b", "training", "option"]  # what names a comparison in a table
 VERDICTS = ["ahead", "level", "behind", "open"]
 EFFECT = ["difference", "low", "high", "low 90", "high 90", "seed error", "image error", "p"]
-DATA = ("options", "train_size", "channel_parts")  # of a variant, what problem and parts say
+METHOD = {*VARIANT, "dense_epochs"} - {"options", "train_size", "channel_parts"}  # what problem and parts do not say
 SCOPES = (("all",), ("regime",), ("problem",), ("way",), ("parts",), ("problem", "regime"), ("problem", "parts"))
 LEVEL = 1.0  # points: what is called level lies within that much on either side (ours)
 LONG = 150  # epochs, P1's number: its regime begins here, what is shorter is the short one
@@ -114,7 +115,7 @@ def _row(asked: Comparison, pairs: Sequence[tuple[Record, Record]]) -> Row:
     about |= {"metric": "AUC" if area else "accuracy", **point(first), "n": len(pairs)}
     about["problem"] = about["dataset"] + (f", {size} images" if size else "")
     about["regime"] = "short" if about["epochs"] < LONG else "long"
-    about["parts"], about["way"] = _parts(first), _way(first)
+    about["parts"], about["way"] = _parts(first), way(about["variant"]) or "default"
     about["in accuracy"] = 100 * float(np.mean(right))
     return Row.of(about | {"comparison": asked}, gaps, first.arrays["labels"] if area else None)
 
@@ -127,11 +128,10 @@ def _parts(record: Record) -> str:
     return grid if grid == "regions" else f"{math.prod(parse_grid(grid))} windows"
 
 
-def _way(record: Record) -> str:
-    """How the method was varied: "local width full, coarse True", or "default"."""
-    given = dict(option.split("=", 1) for option in record.variant.split())
-    words = [f"{name.replace('_', ' ')} {value}" for name, value in given.items() if name not in DATA]
-    return ", ".join(words) or "default"
+def way(variant: str) -> str:
+    """How the method was varied, from `Record.variant`: "local width full, coarse True"; nothing by default."""
+    given = dict(part.split("=", 1) for part in re.split(r" (?=\w+=)", variant) if part)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items() if name in METHOD)
 
 
 def _right(record: Record, strategy: str) -> np.ndarray:

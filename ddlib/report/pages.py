@@ -1,5 +1,6 @@
 """Verdicts as figures and pages: a forest plot a claim, and templates that are filled from the tables of a report."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..study.parameters import resolve
-from .claims import COMPARED, VERDICTS
+from .claims import COMPARED, VERDICTS, way
 from .figures import cut, named
 from .tables import POINT, over_seeds
 
@@ -35,12 +36,10 @@ def problem(name: str) -> str:
 
 def place(row: Mapping[str, Any]) -> str:
     """A point in words: "CIFAR-10, VGG9 (width 32), 2×2, δ = 4, 12 epochs"."""
-    options = dict(option.split("=", 1) for option in row["variant"].split())
-    parts = f"P = {options.pop('channel_parts')}" if "channel_parts" in options else cut(row["grid"], row["overlap"])
-    for told in ("options", "train_size"):  # the size of a data set's images, and what the problem says
-        options.pop(told, None)
+    split = re.search(r"channel_parts=(\d+)", row["variant"])
+    parts = f"P = {split[1]}" if split else cut(row["grid"], row["overlap"])
     words = [problem(row["problem"]), f"{named(row['backbone'])} ({row['width']})", parts, f"{row['epochs']} epochs"]
-    words += [f"{name.replace('_', ' ')} {value}" for name, value in options.items()]
+    words += [way(row["variant"])] * bool(way(row["variant"]))
     return ", ".join(words)
 
 
