@@ -99,7 +99,7 @@ def test_variants_are_rows_of_the_papers_claims():
     found += [record_of({"geometric": 0.6, "correction": 0.8, "average": 0.5, "global": 0.9}, s) for s in range(3)]
     table = judge(found)
     assert table.loc[table["claim"] == "C1", "variant"].tolist() == ["local_width=full coarse=True"]
-    assert table.loc[table["claim"] == "C1", "way"].tolist() == ["local width full, coarse True"]
+    assert table.loc[table["claim"] == "C1", "way"].tolist() == ["local width full, coarse"]
     own = table[table["claim"].isin(["average", "geometric", "correction"])].set_index(["a", "b"])["difference"]
     expected = {("average", "global"): -40, ("geometric", "average"): 10, ("geometric", "global"): -30}
     expected |= {("correction", "average"): 30, ("correction", "global"): -10}
@@ -126,7 +126,7 @@ def test_a_remedy_is_not_the_papers_claim():
 
 def test_a_variant_in_words():
     assert claims.way("options=shape=[48,42] train_size=500") == ""
-    assert claims.way("options=size=64 dense_hidden=128 64 coarse=True") == "dense hidden 128 64, coarse True"
+    assert claims.way("options=size=64 dense_hidden=128 64 coarse=True") == "dense hidden 128 64, coarse"
 
 
 def test_p_values_are_corrected_once_within_a_claim():
@@ -393,6 +393,14 @@ def test_the_committed_report_is_that_of_the_committed_records(compared):
         for column in [*claims.COMPARED, "metric", "verdict"]:
             assert committed[column].tolist() == made[column].tolist(), column
         assert committed["difference"].tolist() == pytest.approx(made["difference"].tolist())
+
+
+def test_differences_in_words():
+    ends = {"difference": -1.24, "low": -2.06, "high": -0.04}
+    assert pages.spoken(ends | {"verdict": "behind"}) == "1.2 [0.0, 2.1] behind"
+    assert pages.spoken(ends | {"verdict": "open"}) == "−1.2 [−2.1, 0.0] (open)"
+    assert pages.spoken(ends, signed=True) == "−1.2 [−2.1, 0.0]"
+    assert pages.listed(["a", "b", "c"]) == "a, b and c"
 
 
 def test_the_pages_are_those_that_the_report_renders():

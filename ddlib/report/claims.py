@@ -129,9 +129,10 @@ def _parts(record: Record) -> str:
 
 
 def way(variant: str) -> str:
-    """How the method was varied, from `Record.variant`: "local width full, coarse True"; nothing by default."""
+    """How the method was varied, from `Record.variant`: "local width full, coarse"; nothing by default."""
     given = dict(part.split("=", 1) for part in re.split(r" (?=\w+=)", variant) if part)
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items() if name in METHOD)
+    told = [(name.replace("_", " "), value) for name, value in given.items() if name in METHOD]
+    return ", ".join(name if value == "True" else f"{name} {value}" for name, value in told)
 
 
 def _right(record: Record, strategy: str) -> np.ndarray:

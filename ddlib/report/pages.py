@@ -185,13 +185,16 @@ def number(value: float, digits: int = 1) -> str:
 
 
 def spoken(effect: Mapping[str, Any], signed: bool = False) -> str:
-    """A difference with its interval: "1.2 [0.3, 2.1] ahead", or signed, "−1.2 [−2.1, −0.3]"."""
-    ends = [effect["difference"], effect["low"], effect["high"]]
-    behind = not signed and ends[0] < 0
-    middle, low, high = (
-        number(-end if behind else end) for end in (ends if not behind else [ends[k] for k in (0, 2, 1)])
+    """A difference with its interval and verdict: "1.2 [0.3, 2.1] behind", "−0.4 [−1.7, 0.8] (open)"; signed, without."""
+    middle, low, high = effect["difference"], effect["low"], effect["high"]
+    if not signed and effect["verdict"] == "behind":
+        middle, low, high = -middle, -high, -low
+    told = f"{number(middle)} [{number(low)}, {number(high)}]"
+    if signed:
+        return told
+    return (
+        f"{told} {effect['verdict']}" if effect["verdict"] in ("ahead", "behind") else f"{told} ({effect['verdict']})"
     )
-    return f"{middle} [{low}, {high}]" + ("" if signed else " behind" if behind else " ahead")
 
 
 def listed(words: Sequence[str]) -> str:
