@@ -35,7 +35,7 @@ def problem(name: str) -> str:
 
 
 def place(row: Mapping[str, Any]) -> str:
-    """A point in words: "CIFAR-10, VGG9 (width 32), 2×2, δ = 4, 12 epochs"."""
+    """A point in words: "CIFAR-10, VGG9 (32), 2×2, δ = 4, 12 epochs", its width in brackets."""
     split = re.search(r"channel_parts=(\d+)", row["variant"])
     parts = f"P = {split[1]}" if split else cut(row["grid"], row["overlap"])
     words = [problem(row["problem"]), f"{named(row['backbone'])} ({row['width']})", parts, f"{row['epochs']} epochs"]
@@ -187,14 +187,11 @@ def number(value: float, digits: int = 1) -> str:
 def spoken(effect: Mapping[str, Any], signed: bool = False) -> str:
     """A difference with its interval and verdict: "1.2 [0.3, 2.1] behind", "−0.4 [−1.7, 0.8] (open)"; none if signed."""
     middle, low, high = effect["difference"], effect["low"], effect["high"]
-    if not signed and effect["verdict"] == "behind":
+    verdict = "" if signed else effect["verdict"]
+    if verdict == "behind":
         middle, low, high = -middle, -high, -low
-    told = f"{number(middle)} [{number(low)}, {number(high)}]"
-    if signed:
-        return told
-    return (
-        f"{told} {effect['verdict']}" if effect["verdict"] in ("ahead", "behind") else f"{told} ({effect['verdict']})"
-    )
+    end = f" {verdict}" if verdict in ("ahead", "behind") else f" ({verdict})"
+    return f"{number(middle)} [{number(low)}, {number(high)}]" + ("" if signed else end)
 
 
 def listed(words: Sequence[str]) -> str:
@@ -248,9 +245,7 @@ class Report:
         """The mean effects of a claim as a table: a column a comparison, rows over all, regimes and problems."""
         own = _shown(self.means[self.means["claim"] == claim])
         asked = [*dict.fromkeys(map(tuple, own[COMPARED].to_numpy()))]
-        heads = [
-            f"{named(a)} − {named(b)}, {training}" + (f", {named(o)}" if o else "") for _, a, b, training, o in asked
-        ]
+        heads = [f"{named(a)} − {named(b)}, {training}" for _, a, b, training, _ in asked]
         lines = ["| mean over | " + " | ".join(heads) + " |", "|---" * (len(asked) + 1) + "|"]
         for over, scope in dict.fromkeys(zip(own["over"], own["scope"], strict=True)):
             some = own[(own["over"] == over) & (own["scope"] == scope)]
