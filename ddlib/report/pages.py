@@ -185,7 +185,7 @@ def number(value: float, digits: int = 1) -> str:
 
 
 def spoken(effect: Mapping[str, Any], signed: bool = False) -> str:
-    """A difference with its interval and verdict: "1.2 [0.3, 2.1] behind", "−0.4 [−1.7, 0.8] (open)"; none if signed."""
+    """A difference with its interval, and verdict if not signed: "1.2 [0.3, 2.1] behind", "−0.4 [−1.7, 0.8] (open)"."""
     middle, low, high = effect["difference"], effect["low"], effect["high"]
     verdict = "" if signed else effect["verdict"]
     if verdict == "behind":
