@@ -57,7 +57,7 @@ def read(folders: str | Iterable[str | Path]) -> list[Record]:
     return records.once(found)
 
 
-def points(found: Iterable[Record]) -> dict[str, list[Record]]:
+def by_settings(found: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by `Record.settings`, that is by all their parameters but the seed; every seed once."""
     groups: dict[str, dict[int, Record]] = {}
     for record in found:
