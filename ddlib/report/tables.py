@@ -33,6 +33,7 @@ FOLDERS = (
     "results/faces",
     "results/channels",
     "results/150_epochs",
+    "results/what_pays",
 )
 POINT = ("dataset", "backbone", "width", "grid", "overlap", "epochs", "augment", "variant")  # one row of a table
 TIMED = ("images", "grid", "overlap", "backbone", "width")  # what identifies a row of the training-time table
