@@ -408,4 +408,4 @@ def test_the_pages_are_those_that_the_report_renders():
     names = [path.name.removesuffix(".md.j2") for path in resolve(pages.TEMPLATES).glob("*.md.j2")]
     assert names
     for name in names:
-        assert resolve(f"docs/{name}.md").read_text() == pages.render(name, folder), f"{name}: run `ddlib report`"
+        assert pages.page_of(name).read_text() == pages.render(name, folder), f"{name}: run `ddlib report`"

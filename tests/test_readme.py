@@ -4,14 +4,11 @@ import re
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 import ddlib
 from ddlib.__main__ import commands
-from ddlib.report import figures as plots
-from ddlib.report import pages
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for folder in (".", "docs", "notebooks", "results") for path in (ROOT / folder).glob("*.md"))
@@ -52,65 +49,15 @@ def test_links_to_headings_lead_to_one(page: Path):
 
 
 def test_the_readme_is_read_in_five_minutes():
-    assert len(README.split()) <= 1500
-    assert len(README.partition("\n| ")[0].split()) <= 120, "first table"
-    assert len(README.partition("\nmake ")[0].split()) <= 200, "first command"
+    def words(text):
+        return sum(any(map(str.isalnum, word)) for word in text.split())
+
+    assert words(README) <= 1200
+    assert words(README.partition("\n| ")[0]) <= 170, "first table"
+    assert words(README.partition("\nmake ")[0]) <= 340, "first command"
     code = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
     paragraphs = [part for part in re.split(r"\n\n|\n(?=- )", code) if not part.startswith("|")]
     assert max(len(paragraph.split()) for paragraph in paragraphs) <= 80
-
-
-SHOWN = ["global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer"]
-
-
-def test_the_main_table_is_that_of_the_records():
-    names = {shown: name for name, shown in plots.NAMES.items()}
-    table = pd.read_csv(ROOT / "results/report/accuracy.csv", keep_default_na=False)
-    table = table[(table["epochs"] == 150) & ~table["variant"].str.contains("log_probabilities")]
-    lines = re.findall(r"^\| ([^,|\n]+), (\d×[\d×]+|regions)(?:, overlap (\d))? \| (.*) \|$", README, re.M)
-    assert len(lines) == len(table) == 8
-    for dataset, grid, overlap, values in lines:
-        point = {"dataset": names.get(dataset, dataset), "grid": grid.replace("×", "x"), "overlap": int(overlap or 0)}
-        known = table[np.logical_and.reduce([table[name] == value for name, value in point.items()])]
-        expected = known[SHOWN].iloc[0].str.removesuffix(" (3)").tolist()  # with overlap one seed, as the page says
-        assert values.split(" | ") == expected, point
-        assert all("±" in value for value in expected) or overlap
-
-
-def test_what_is_said_of_regimes_is_in_their_tables():
-    means = pd.read_csv(ROOT / "results/regimes/cifar10/overfit.csv")
-    means = means[means["record"].isin(r.stem for r in (ROOT / "results/regimes/cifar10").glob("*.json"))]
-    behind = -means.groupby(["epochs", "augment"])["C1"].mean()
-    told = "it is {:.1f} points behind, without augmentation {:.1f}, in part"
-    assert told.format(behind[150, "yes"], behind[150, "no"]) in README
-
-
-def test_the_lda_is_that_of_its_table():
-    table = pd.read_csv(ROOT / "results/two_decompositions/cifar10/lda.csv")
-    best, whole = table["dense network"].iloc[-1], table["local"].iloc[0]
-    assert f"LDA in windows (C8): {best:.1f}, whole {whole:.1f} %" in README
-
-
-def test_the_readme_counts_the_rows_of_the_report():
-    report = pages.Report(ROOT / "results/report")
-    assert report.summary() in README
-    told = [f"{row['faster']} of {row['rows']}" for row in report.csv("speeds").to_dict("records")]
-    assert "in {} rows on two cores, {} at the papers' sizes, {} on a GPU".format(*told) in README
-
-
-def test_every_cost_is_one_of_the_report():
-    """As in: 79.2 % after 453 s, means over seeds of a strategy at a point."""
-    part = README.partition("## Does it pay?")[2].partition("\n## ")[0]
-    told = re.findall(r"(\d+\.\d) % (?:\(\w+ seeds\) )?after (?:\d+ epochs and )?([\d,]+) s", part)
-    costs = pd.read_csv(ROOT / "results/report/costs.csv", keep_default_na=False)
-    costs = costs[(costs["dataset"] == "cifar10") & (costs["backbone"] == "vgg9") & (costs["width"] == 32)]
-    known = set()
-    for way in ("one machine", "parallel"):
-        costs[way] = pd.to_numeric(costs[way])
-        means = costs.groupby(["grid", "overlap", "epochs", "variant", "strategy"])[["test_accuracy", way]].mean()
-        known |= {(f"{100 * a:.1f}", f"{t:,.0f}") for a, t in means.dropna().to_numpy()}
-    assert len(told) == 4
-    assert set(told) <= known
 
 
 def test_what_executors_take_is_that_of_the_benchmark():

@@ -15,7 +15,7 @@ from .claims import COMPARED, VERDICTS, way
 from .figures import cut, named
 from .tables import POINT, over_seeds
 
-TEMPLATES = "docs/templates"  # NAME.md.j2 there makes docs/NAME.md
+TEMPLATES = "docs/templates"  # NAME.md.j2 there makes docs/NAME.md, README.md.j2 the README
 # a colour a data set (Okabe and Ito's), grey for others; regimes differ by marker, so that grey print tells them apart
 COLOURS = {
     "cifar10": "#0072B2",
@@ -234,6 +234,25 @@ class Report:
             raise ValueError(f"{len(table)} rows have {given}")
         return table.iloc[0].to_dict()
 
+    def find(self, claim: str, b: str, scope: str, training: str | None = None) -> dict[str, Any] | None:
+        """As `mean`; None where there is no such row, as for a data set that a comparison was not made on."""
+        try:
+            return self.mean(claim, b, scope, **({"training": training} if training else {}))
+        except ValueError:
+            return None
+
+    def settings(self, name: str) -> str:
+        """A table of notebook 10, a row a setting, its columns as they are called in print; accuracies in %."""
+        table = self.csv(name)
+        table["coarse"] = table["coarse"].map({True: "yes", False: "no"})
+        strategies = [*table.columns[table.columns.get_loc("work") + 1 :]]
+        heads = ["width", "coarse window", "work", *map(named, strategies)]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for row in table.sort_values("work", kind="stable").to_dict("records"):
+            cells = [row["width"], row["coarse"], number(row["work"], 2), *(number(row[s]) for s in strategies)]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
     def finding(self, claim: str, b: str, over: str = "problem", **given: Any) -> str:
         """Where the mean has which verdict: "ahead on CIFAR-10, level on faces"."""
         own = self.means[(self.means["claim"] == claim) & (self.means["b"] == b) & (self.means["over"] == over)]
@@ -269,8 +288,10 @@ class Report:
         order = {tuple(point): k for k, point in enumerate(table[[*POINT]].to_numpy())}
         both = pd.concat([table.assign(metric="accuracy"), areas.reset_index().assign(metric="AUC")]).fillna("")
         both["order"] = [order[tuple(point)] for point in both[[*POINT]].to_numpy()]
+        asked = both.query(query).sort_values("order", kind="stable")
+        strategies = [strategy for strategy in strategies if (asked[strategy] != "").any()]
         lines = [f"| point | metric, % | {' | '.join(map(named, strategies))} |", "|---" * (2 + len(strategies)) + "|"]
-        for row in both.query(query).sort_values("order", kind="stable").to_dict("records"):
+        for row in asked.to_dict("records"):
             cells = [place(row | {"problem": row["dataset"]}), row["metric"], *(row[name] for name in strategies)]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -296,7 +317,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def render(name: str, folder: Path) -> str:
-    """The page docs/NAME.md, from its template and the tables in `folder`."""
+    """The page NAME.md, from its template and the tables in `folder`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
@@ -305,11 +326,16 @@ def render(name: str, folder: Path) -> str:
     return env.get_template(f"{name}.md.j2").render(report=Report(folder))
 
 
+def page_of(name: str) -> Path:
+    """Where a page lies: README.md at the top, all others in docs/."""
+    return resolve("README.md" if name == "README" else f"docs/{name}.md")
+
+
 def write(folder: Path) -> list[Path]:
-    """Render every page of `TEMPLATES` into docs/."""
+    """Render every page of `TEMPLATES`."""
     written = []
     for template in sorted(resolve(TEMPLATES).glob("*.md.j2")):
         name = template.name.removesuffix(".md.j2")
-        written.append(resolve(f"docs/{name}.md"))
+        written.append(page_of(name))
         written[-1].write_text(render(name, folder), encoding="utf-8")
     return written

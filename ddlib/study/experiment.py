@@ -79,6 +79,7 @@ class Experiment(Settings):
             "data": {"name": data.name, **options},
             "images": run.digest,
             "image_shape": list(data.image_shape),
+            "channels": data.channels,
             "classes": list(data.classes),
         }
         if folder is not None:
