@@ -382,7 +382,7 @@ def test_a_forest_has_a_line_a_point_ordered_by_effect_and_a_diamond_a_mean():
 
 def test_the_committed_report_is_that_of_the_committed_records(compared):
     """Of every folder that the plan writes to, too, where it is there."""
-    plans = [resolve(f"notebooks/plans/{name}.yaml") for name in ("cpu", "150_epochs")]
+    plans = [resolve(f"notebooks/plans/{name}.yaml") for name in ("cpu", "150_epochs", "what_pays")]
     planned = {point.output for plan in plans for point in sweep.read_plan(plan)}
     there = {folder for folder in planned if folder.is_dir() and any(folder.glob("*.json"))}
     kept = {resolve(folder) for folder in report.FOLDERS}
