@@ -1,7 +1,7 @@
 # The public names, in the order in which one meets them; for `__init__.py` and for type checkers.
 from . import channels, cost, data, images, report, strategies, study, training
 from ._internal import checks, files
-from .aggregation import DenseAggregator, average_probability, geometric_mean, majority_vote
+from .aggregation import DenseAggregator, accuracy, average_probability, geometric_mean, majority_vote
 from .data.sets import load_dataset
 from .decomposition import Decomposition, parse_grid
 from .images import ImageSet, Split, image_set
@@ -17,4 +17,4 @@ from .strategies import STRATEGIES, Strategy, Trainings
 from .study.experiment import Experiment
 from .study.parameters import agrees, points
 from .study.records import Record, gather
-from .training import RECIPES, Diverged, Recipe, accuracy, fit, predict, train_aggregator
+from .training import RECIPES, Diverged, Recipe, fit, predict, train_aggregator

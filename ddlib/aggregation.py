@@ -1,7 +1,8 @@
-"""From the N local class distributions to one: average probability, majority voting, a dense network."""
+"""From the N local class distributions to one, average, geometric mean, vote, a dense network; and its accuracy."""
 
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,11 +74,12 @@ class DenseAggregator(nn.Module):
         self.log_probabilities = checks.flag("log_probabilities", log_probabilities)
         self.num_subdomains = checks.whole("num_subdomains", num_subdomains, 1)
         self.num_classes = checks.whole("num_classes", num_classes, 2)
-        widths = [num_subdomains * num_classes, *hidden]
+        hidden = tuple(hidden) if hasattr(hidden, "__len__") else (hidden,)
+        widths = [self.num_subdomains * self.num_classes, *hidden]
         layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(widths):
-            layers += [nn.Linear(inputs, checks.whole("hidden", outputs, 1)), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+        for inputs, outputs in itertools.pairwise([checks.whole("hidden", width, 1) for width in widths]):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Linear(int(widths[-1]), self.num_classes))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -90,11 +92,24 @@ class DenseAggregator(nn.Module):
             wanted = f"(B, {self.num_subdomains}, {self.num_classes})"
             raise ValueError(f"the dense network takes probabilities {wanted}, got {tuple(p.shape)}.")
         with torch.autocast(p.device.type, enabled=False):
-            p = p.to(self.layers[0].weight.dtype)
+            p = p.to(next(self.parameters()).dtype)
             logits = self.layers((_log(p) if self.log_probabilities else p).flatten(1))
             if self.start == "random":
                 return logits
             return logits + (_log(p).mean(1) if self.start == "geometric" else _log(p.mean(1)))
+
+
+def accuracy(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float | list[float]:
+    """Share of right answers in [0, 1]: a number for (n, K), one for each local CNN for (n, N, K).
+
+    Raises:
+        ValueError: as many probabilities as labels are needed, and all of them numbers.
+    """
+    p, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
+    if p.ndim not in (2, 3) or labels.shape != p.shape[:1] or not len(p):
+        raise ValueError(f"accuracy takes (n, K) or (n, N, K) and labels (n,), got {(*p.shape,)}, {(*labels.shape,)}.")
+    right = checks.finite("what accuracy is taken of", p).argmax(-1) == labels.view(-1, *(1,) * (p.ndim - 2))
+    return right.double().mean(0).tolist()
 
 
 def _log(p: Tensor) -> Tensor:

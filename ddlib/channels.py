@@ -88,7 +88,8 @@ def shares(data: Split, parts: int, seed: int = 0) -> list[Split]:
         ValueError: more shares than images.
     """
     checks.whole(f"the number of shares of {len(data)} images", parts, 1, len(data))
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.labels.device)
+    generator = torch.Generator().manual_seed(checks.whole("seed", seed, 0))
+    order = torch.randperm(len(data), generator=generator).to(data.labels.device)
     order = order[data.labels[order].argsort(stable=True)]
     return [data.some(order[p::parts][: len(data) // parts]) for p in range(parts)]
 

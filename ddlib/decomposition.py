@@ -105,16 +105,23 @@ class Decomposition:
                         f"allowed 0 ≤ start < stop ≤ {length}."
                     )
         bounds = tuple(tuple((int(a), int(b)) for a, b in window) for window in regions.values())
-        windows = cls(image_shape=shape, bounds=bounds, names=tuple(regions))
+        windows = cls(image_shape=shape, bounds=bounds, names=tuple(map(str, regions)))
         return windows._with_coarse() if checks.flag("coarse", coarse) else windows
 
     def _with_coarse(self) -> "Decomposition":
+        if "coarse" in self.names or len(self.image_shape) > 3:
+            raise ValueError(f"a coarse window needs 1 to 3 axes and no region called 'coarse', got {self!r}.")
         whole = tuple((0, length) for length in self.image_shape)
         largest = max(self.window_shapes, key=math.prod)
         return replace(self, bounds=(*self.bounds, whole), names=(*self.names, "coarse"), coarse=largest)
 
     def __len__(self) -> int:
         return len(self.bounds)
+
+    @property
+    def num_subdomains(self) -> int:
+        """Windows but the coarse one."""
+        return len(self) - (self.coarse is not None)
 
     def __repr__(self) -> str:
         image = "×".join(map(str, self.image_shape))
@@ -228,7 +235,7 @@ def _intervals(length: int, count: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _per_axis(what: str, value: int | Sequence[int], axes: int | None, low: int) -> tuple[int, ...]:
-    given = tuple(value) if isinstance(value, Sequence) else (value,) * (axes or 1)
+    given = tuple(value) if hasattr(value, "__len__") and not isinstance(value, str) else (value,) * (axes or 1)
     if not given:
         raise ValueError(f"{what} must give a value for each axis, got {value!r}.")
     if axes is not None and len(given) != axes:

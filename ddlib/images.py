@@ -14,7 +14,7 @@ from ._internal.devices import memory_free
 from .decomposition import Bounds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images and labels of one half of a data set.
 
@@ -31,8 +31,17 @@ class Split:
     std: Tensor
     flip_axes: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim not in (4, 5) or len(self.images) != len(self.labels):
+            found = f"{self.images.dtype} {tuple(self.images.shape)} and {len(self.labels)} labels"
+            raise ValueError(f"a Split has uint8 images (n, C, *shape) and as many labels, got {found}.")
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def told_apart_by(self) -> list[Tensor]:
+        """All that a training sees of it: images, labels, statistics, axes of mirroring."""
+        return [self.images, self.labels, self.mean, self.std, torch.tensor(self.flip_axes, dtype=torch.int64)]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """(uint8 image (C, *shape), label): a split is a map-style `Dataset` for PyTorch's `DataLoader`."""
@@ -43,12 +52,12 @@ class Split:
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     """A data set: `train` and `test` splits, its class names, and where it came from.
 
     `source()` loads it again, on another machine, say; None when it was made by hand with `image_set`.  `regions` are
-    named windows for `Decomposition.regions`, where there are such.  `loaded` is the digest of what `source` gave.
+    named windows for `Decomposition.regions`, where there are such.  `loaded` is the identity of what `source` gave.
     """
 
     name: str
@@ -66,9 +75,14 @@ class ImageSet:
         return files.digest(train.images, train.labels, test.images, test.labels)
 
     @property
+    def identity(self) -> str:
+        """SHA-256 of all that a training or a table sees: the digest, and statistics, axes of mirroring, classes."""
+        return files.digest(*self.train.told_apart_by(), *self.test.told_apart_by()) + " ".join(self.classes)
+
+    @property
     def by_name(self) -> bool:
-        """Whether `source` gives these images and labels: neither was replaced, nor changed in place."""
-        return self.source is not None and self.digest == self.loaded
+        """Whether `source` gives this set: nothing was replaced, nor changed in place."""
+        return self.source is not None and self.identity == self.loaded
 
     @property
     def num_classes(self) -> int:
@@ -100,7 +114,7 @@ class ImageSet:
         counts = self.train.labels.bincount(minlength=self.num_classes)
         if not count * counts.min() / len(self.train) >= 1 or counts.min() < 2:
             raise ValueError(f"a share of {fraction} of {len(self.train)} images leaves a class without images there.")
-        kept, held_out = stratified(self.train.labels, len(self.train) - count, seed)
+        kept, held_out = stratified(self.train.labels, len(self.train) - count, checks.whole("seed", seed, 0))
         return replace(self, train=self.train.some(kept), test=self.train.some(held_out), source=None)
 
 
@@ -111,6 +125,12 @@ def split_of(data: Any, what: str) -> Split:
     raise ValueError(f"{what} takes an ImageSet or a Split, which ddlib.image_set makes, got {type(data).__name__}.")
 
 
+def normalised_as(model: Any, split: Split) -> None:
+    """Remember on a model and its parts how the images were normalised that it was trained on."""
+    for module in model.modules():
+        module.__dict__["_normalisation"] = split.mean, split.std
+
+
 def split_to_predict(model: Any, images: Any) -> Split:
     """A split as it is, the test images of a set, or images alone, normalised as those that `model` was trained on.
 
@@ -119,7 +139,7 @@ def split_to_predict(model: Any, images: Any) -> Split:
     """
     if not isinstance(images, Tensor):
         return images.test if isinstance(images, ImageSet) else split_of(images, "predict")
-    known = [module.normalisation for module in model.modules() if hasattr(module, "normalisation")]
+    known = [m.__dict__["_normalisation"] for m in model.modules() if "_normalisation" in m.__dict__]
     if not known:
         raise ValueError("images alone can be predicted by a model that `fit` has trained: give a Split, say.")
     if images.dtype != torch.uint8 or images.ndim not in (4, 5):
@@ -169,7 +189,7 @@ def image_set(
     mean, std = _statistics(train[0])
     splits = [Split(images, labels.long(), mean, std, tuple(flip_axes)) for images, labels in (train, test)]
     data = ImageSet(name, *splits, classes, source)
-    return replace(data, loaded=data.digest) if source else data
+    return replace(data, loaded=data.identity) if source else data
 
 
 def stratified(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:

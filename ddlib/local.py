@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ._internal import checks
 from .decomposition import Decomposition
-from .networks.backbones import Backbone, Builder, build, groupable
+from .networks.backbones import Backbone, Builder, build, fill, groupable, tensors
+from .networks.own import check_groups
 
 
 class LocalCNNs(nn.Module):
@@ -39,12 +40,25 @@ class LocalCNNs(nn.Module):
     ):
         super().__init__()
         self.backbone, self.decomposition = backbone, decomposition
-        self.in_channels, self.num_classes, self.width = in_channels, num_classes, width
-        self.local_width = width_of_each(local_width, width, len(decomposition) - (decomposition.coarse is not None))
+        self.in_channels, self.num_classes, self.width = in_channels, num_classes, checks.whole("width", width, 1)
+        self.local_width = width_of_each(local_width, self.width, decomposition.num_subdomains)
         self.families = self._families(decomposition)
         self.networks = nn.ModuleList(self._build(family) for family in self.families)
-        if len({id(network) for network in self.networks}) < len(self.networks):
-            raise ValueError(f"{backbone!r} returns the same module again: each local CNN needs one of its own.")
+        self.check_independent()
+
+    def check_independent(self) -> None:
+        """Are the local CNNs independent of one another?  Asked when they are built, and before they are trained.
+
+        Raises:
+            ValueError: two have a weight in common that is trained, or see one another's windows.
+        """
+        owner: dict[int, int] = {}
+        for index, network in enumerate(self.networks):
+            for name, p in network.named_parameters():
+                if owner.setdefault(id(p), index) != index and p.requires_grad:
+                    raise ValueError(f"two local CNNs have the same module or weight, {name}: each needs its own.")
+            shape, what = self.decomposition.window_shapes[self.families[index][0]], type(network).__name__
+            check_groups(network, self.in_channels, shape, f"the {what}")
 
     def _families(self, windows: Decomposition) -> list[list[int]]:
         return windows.families() if groupable(self.backbone) else [[i] for i in range(len(windows))]
@@ -77,7 +91,7 @@ class LocalCNNs(nn.Module):
     def subnet(self, index: int) -> nn.Module:
         """Local CNN `index` as a plain, stand-alone module on its window: a copy of all that it is."""
         network, group = self._network_of(index)
-        return network.single(group) if isinstance(network, Backbone) else copy.deepcopy(network)
+        return network.take([group]) if isinstance(network, Backbone) else copy.deepcopy(network)
 
     def load_subnet(self, index: int, module: nn.Module) -> None:
         """Put the weights of a stand-alone module back as local CNN `index`."""
@@ -85,7 +99,7 @@ class LocalCNNs(nn.Module):
         if isinstance(network, Backbone):
             network.load_single(group, module)
         else:
-            network.load_state_dict(module.state_dict())
+            fill(module, tensors(network))
 
     def part(self, indices: Sequence[int]) -> "LocalCNNs":
         """The local CNNs `indices` alone, on whole images, as copies of all that they are.

@@ -22,7 +22,7 @@ from . import channels
 from ._internal import checks
 from ._internal.devices import choose_device
 from ._internal.losses import balanced_loss
-from .aggregation import DenseAggregator, average_probability, geometric_mean, majority_vote
+from .aggregation import TIES, DenseAggregator, average_probability, geometric_mean, majority_vote
 from .decomposition import Decomposition
 from .images import ImageSet, Split
 from .local import LocalCNNs
@@ -71,6 +71,10 @@ class Trainings:
         channel_parts: int | None = None,
         samples: str = "all",
     ):
+        for name in recipes:
+            checks.one_of("training", name, RECIPES)
+        checks.one_of("samples", samples, ("all", "shares", "windows"))
+        checks.one_of("ties", ties, TIES)
         self.backbone, self.decomposition, self.data = backbone, decomposition, data
         self.recipes, self.loss = {**RECIPES, **recipes}, balanced_loss(data.train.labels) if balanced else None
         self.size = {"in_channels": data.channels, "num_classes": data.num_classes, "width": width}
@@ -109,7 +113,7 @@ class Trainings:
 
     def new(self, make: Callable[[], Any]) -> Any:
         """A model with initial weights that the seed alone determines."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
             torch.manual_seed(self.seed)
             return make().to(self.device)
 
@@ -129,7 +133,7 @@ class Trainings:
     def sub_networks(self) -> LocalCNNs:
         """P sub-networks of the global network's kind, each with a P-th of its width, on whole images or windows."""
         shape, width = self.data.image_shape, self.size["width"]
-        parts = self.channel_parts or len(self.decomposition)
+        parts = self.channel_parts or self.decomposition.num_subdomains
         whole = {f"channels {p}": [(0, length) for length in shape] for p in range(parts)}
         windows = self.decomposition if self.samples == "windows" else Decomposition.regions(shape, whole)
         if width % parts or len(windows) != parts:

@@ -14,7 +14,6 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from ._internal.loop import Diverged, frozen_parts
 from ._internal.losses import Loss, cross_entropy, over_networks, scalar
 from ._internal.optimizers import make_optimizer, schedule
 from ._internal.progress import progress_bar
-from .images import Batches, ImageSet, Split, memory_format, prepare, split_of, split_to_predict
+from .images import Batches, ImageSet, Split, memory_format, normalised_as, prepare, split_of, split_to_predict
 from .local import softmax
 from .model import CNNDNN
 
@@ -91,7 +90,7 @@ class Recipe:
     def described(self) -> dict[str, Any]:
         """Its values as a file can keep them: a callable by its qualified name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: checks.name_of(value) if callable(value) else value for name, value in values.items()}
+        return {name: checks.print_of(value) if callable(value) else value for name, value in values.items()}
 
 
 # One recipe for each training.  The papers' learning rates could not be read: these are ours.
@@ -153,10 +152,10 @@ def fit(
     split, first = split_of(data, "fit"), next(model.parameters())
     home, device = first.device, choose_device(recipe.device, first.device)
     if isinstance(checkpoint, str | Path):
-        checkpoint = Checkpoint(checkpoint, model, split.images, split.labels)
+        checkpoint = Checkpoint(checkpoint, model, *split.told_apart_by())
     batches = Batches(split, recipe.augment, device, first.dtype)
     model.to(device, memory_format=memory_format(split.images.ndim - 2))
-    model.normalisation = split.mean, split.std  # for `predict` of images alone
+    normalised_as(model, split)
     try:
         labels = split.labels.to(device)
         return _optimise(model, batches, labels, recipe, loss, metrics, after_epoch, checkpoint, progress)
@@ -189,11 +188,14 @@ def train_aggregator(
     """
     split, first = split_of(data, "train_aggregator"), next(model.head.parameters())
     home, device = first.device, choose_device(recipe.device, first.device)
-    if checkpoint is not None:
-        checkpoint = Checkpoint(checkpoint, model, split.images, split.labels)
     if probabilities is None:
         probabilities = predict(model.local.to(device), split, precision=recipe.precision)
-    inputs, labels = probabilities.to(device, first.dtype), split.labels.to(device)
+    p = checks.finite("probabilities", torch.as_tensor(probabilities))
+    if len(p) != len(split):
+        raise ValueError(f"probabilities must be of {len(split)} images, got {len(p)}.")
+    if checkpoint is not None:
+        checkpoint = Checkpoint(checkpoint, model.head, p, split.labels)
+    inputs, labels = p.to(device, first.dtype), split.labels.to(device)
     recipe = replace(recipe, precision="fp32")
     batches = lambda chosen, _: (inputs.index_select(0, indices) for indices in chosen)  # noqa: E731
     try:
@@ -225,8 +227,11 @@ def predict(
     Raises:
         ValueError: images without a known normalisation, or an output that is no number.
     """
-    split, first = split_to_predict(model, images), next(model.parameters())
-    size = checks.whole("batch_size", batch_size or max(1, min(500, 8_000_000 // split.images[0].numel())), 1)
+    split, first = split_to_predict(model, images), next(model.parameters(), None)
+    if first is None or not len(split):
+        raise ValueError(f"predict needs a model with weights and at least one image, got {len(split)} images.")
+    usual = max(1, min(500, 8_000_000 // split.images[0].numel()))
+    size = usual if batch_size is None else checks.whole("batch_size", batch_size, 1)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -241,19 +246,6 @@ def predict(
 
 def _single(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def accuracy(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float | list[float]:
-    """Share of right answers in [0, 1]: a number for (n, K), one for each local CNN for (n, N, K).
-
-    Raises:
-        ValueError: as many probabilities as labels are needed, and all of them numbers.
-    """
-    p, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
-    if p.ndim not in (2, 3) or labels.shape != p.shape[:1] or not len(p):
-        raise ValueError(f"accuracy takes (n, K) or (n, N, K) and labels (n,), got {(*p.shape,)}, {(*labels.shape,)}.")
-    right = checks.finite("what accuracy is taken of", p).argmax(-1) == labels.view(-1, *(1,) * (p.ndim - 2))
-    return right.double().mean(0).tolist()
 
 
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,7 +271,7 @@ def _optimise(
     if taken := set(metrics or ()) & set(COLUMNS):
         raise ValueError(f"a metric cannot be called {taken.pop()!r}: the history has {', '.join(COLUMNS)} already.")
     steps, optimizer = len(labels) // recipe.batch_size, make_optimizer(model, recipe)
-    described = recipe.described() | ({} if loss is None else {"loss": checks.name_of(loss)})
+    described = recipe.described() | ({} if loss is None else {"loss": checks.print_of(loss)})
     history = [] if checkpoint is None else checkpoint.load(model, optimizer, described)
     last = len(history) if checkpoint is not None and checkpoint.stopped else recipe.epochs
     title, frozen = progress if isinstance(progress, str) else type(model).__name__, frozen_parts(model)
@@ -295,7 +287,7 @@ def _optimise(
                 except torch.OutOfMemoryError as error:
                     message = f"batch_size {recipe.batch_size} does not fit into the memory of {labels.device.type}"
                     raise RuntimeError(f"{message}: take a smaller one, or engine='loop' for local CNNs.") from error
-                if not math.isfinite(mean):
+                if not math.isfinite(mean) or not all(bool(p.isfinite().all()) for p in model.parameters()):
                     raise Diverged.of(title, epoch, mean, history, recipe)
                 rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - start
                 row = dict(zip(COLUMNS, (epoch + 1, mean, right, rate, seconds), strict=True))
@@ -332,7 +324,7 @@ def _epoch(
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
     loss_sum, right = torch.zeros(2, device=device, dtype=wide)  # read once, after the last step
     chosen = order[: steps * size].view(steps, size)
-    with _RANDOM, torch.random.fork_rng():
+    with _RANDOM, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))  # for dropout
         for step, inputs in enumerate(batches(chosen, generator)):
             for group in optimizer.param_groups:
@@ -340,6 +332,8 @@ def _epoch(
             targets = labels[chosen[step]]
             with cast:
                 logits = model(inputs)
+            if not step and int(labels.max()) >= logits.shape[-1]:
+                raise ValueError(f"labels must be below {logits.shape[-1]}, got {int(labels.max())}.")
             cost = cross_entropy(logits, targets) if loss is None else scalar(over_networks(loss, logits, targets))
             optimizer.zero_grad(set_to_none=True)
             cost.backward()

@@ -131,7 +131,7 @@ def test_an_executor_gets_plain_tasks(tiny):
     assert len(part) == 1
     source, digest = pickle.loads(images)
     assert source().name == "digits"
-    assert digest == data.digest
+    assert digest == data.identity
     assert (recipe.batch_size, loss, checkpoint) == (512, None, None)
     data.train.labels.copy_(data.train.labels.flip(0))
     trained(local, data, replace(PLAIN, batch_size=512), here)

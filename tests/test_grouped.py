@@ -136,7 +136,7 @@ def test_a_group_starts_from_the_weights_of_single_networks(dims, name):
     singles = [backbones.build(name, **spec) for _ in range(3)]
     after = torch.rand(1)
     for group, net in enumerate(singles):
-        assert_same_state(together.single(group), net)
+        assert_same_state(together.take([group]), net)
     assert_other_state(singles[0], singles[1])
     torch.manual_seed(7)
     backbones.build(name, **spec, groups=3)

@@ -1,4 +1,8 @@
-"""Checkpoints: all that the rest of a training depends on, after its last whole epoch."""
+"""Checkpoints: all that the rest of a training depends on, after its last whole epoch.
+
+A file belongs to one training: its recipe and loss, images, labels and windows, layers and what of them is frozen, and
+initial weights.  All are compared when a training asks for it; another one is refused, never taken for it.
+"""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -12,12 +16,12 @@ from torch import Tensor, nn
 from . import files
 
 WRAPPERS = ("_orig_mod.", "_forward_module.")  # what torch.compile and Fabric put before the names of weights
-# The weights that a training has left in a model, by digest, and its initial ones: who runs a cell again goes on.
-_LEFT: "WeakKeyDictionary[nn.Module, tuple[str, str]]" = WeakKeyDictionary()
+# The file, the weights that a training has left in a model, and its initial ones: who runs a cell again goes on.
+_LEFT: "WeakKeyDictionary[nn.Module, tuple[Path, str, str]]" = WeakKeyDictionary()
 
 
 class Checkpoint:
-    """The file of one training (ours): recipe, history, weights, buffers of the optimiser.
+    """The file of one training (ours): what it belongs to, history, weights, buffers of the optimiser.
 
     Nothing else is random or remembered: batches and augmentation follow from the recipe's seed and the epoch, and
     so does the schedule.  Tensors are kept by local CNN, so that it does not matter how these are grouped, or which
@@ -25,14 +29,19 @@ class Checkpoint:
 
     Args:
         inputs: what is trained on: images and labels, say.
+
+    Attributes:
+        stopped: before the last epoch of the recipe, as `after_epoch` asked.
     """
 
     def __init__(self, path: str | Path, model: nn.Module, *inputs: Tensor):
-        self.path, self.inputs, self.initial = Path(path), files.digest(*inputs, *_windows(model)), weights(model)
-        left, initial = _LEFT.get(model, ("", ""))
-        if left == self.initial:
-            self.initial = initial
-        self.stopped = False  # before the last epoch of its recipe, as `after_epoch` asked
+        self.path, self.stopped, initial = Path(path), False, weights(model)
+        file, left, before = _LEFT.get(model, (None, "", ""))
+        self.belongs = {
+            "images, labels or windows": files.digest(*inputs, *(m.get_extra_state() for _, m in _several(model))),
+            "layers, or frozen weights": files.checksum(layers(model).encode()),
+            "initial weights": before if (file, left) == (self.path.resolve(), initial) else initial,
+        }
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict) -> list[dict]:
         """Go on from the last whole epoch, where there is one: model and optimiser are filled; returns the history.
@@ -47,16 +56,17 @@ class Checkpoint:
         saved = self.read(model, recipe)
         if saved is None:
             return []
-        self.stopped = saved["stopped"]
-        kinds = {key.rpartition("#")[2] for key in saved["tensors"]} - {""}
-        for p in chain.from_iterable(group["params"] for group in optimizer.param_groups) if kinds else ():
-            empty = {
-                kind: torch.zeros((), device=p.device) if kind == "step" else torch.zeros_like(p) for kind in kinds
-            }
-            optimizer.state[p] = empty
+        self.stopped, tensors = saved["stopped"], saved["tensors"]
+        kinds = {key.rpartition("#")[2] for key in tensors} - {""}
+        for names, key, value in _named(model):
+            for kind in kinds if value.requires_grad else ():
+                if (first := tensors.get(f"{names[0]}{key}#{kind}")) is not None:
+                    shape = (len(names) * first.shape[0], *first.shape[1:]) if first.ndim else ()
+                    like = value if value.shape == shape else torch.empty(shape, device=value.device)
+                    optimizer.state[value][kind] = torch.zeros_like(like, dtype=first.dtype)  # laid out as the weight
         with torch.no_grad():
             for key, piece in pieces(model, optimizer):
-                piece.copy_(saved["tensors"][key])
+                piece.copy_(tensors[key])
         return saved["history"]
 
     def save(
@@ -69,12 +79,12 @@ class Checkpoint:
     ) -> None:
         """Keep the state at the end of an epoch."""
         tensors = {key: piece.cpu().clone() for key, piece in pieces(model, optimizer)}
-        content = {"inputs": self.inputs, "initial": self.initial, "recipe": recipe, "history": history}
-        self.write(content | {"tensors": tensors, "stopped": stopped})
+        content = {"belongs": self.belongs, "recipe": recipe, "history": history, "stopped": stopped}
+        self.write(content | {"tensors": tensors})
 
     def leave(self, model: nn.Module) -> None:
         """Remember in what state the training leaves the model, at its end or interrupted."""
-        _LEFT[model] = weights(model), self.initial
+        _LEFT[model] = self.path.resolve(), weights(model), self.belongs["initial weights"]
 
     def read(self, model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
         """The content of the file, where it is there and belongs to this training."""
@@ -85,18 +95,18 @@ class Checkpoint:
             saved = files.load_tensors(self.path)
         except files.DamagedFile as error:
             raise files.DamagedFile(f"{error} It was set aside as {files.set_aside(self.path)}.") from None
-        if "inputs" not in saved:
+        known, belongs = saved["recipe"], saved["belongs"]
+        if not isinstance(belongs, dict):
             raise ValueError(f"{self.path} is of an earlier version: give another file, or delete this one.")
-        known = saved["recipe"]
-        other = {k: (known.get(k), recipe.get(k)) for k in known | recipe if known.get(k) != recipe.get(k)}
-        if other:
-            reason = "its recipe has " + ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in other.items())
-        elif saved["inputs"] != self.inputs:
-            reason = "of other images, labels or windows"
-        elif saved["initial"] != self.initial and not self._is_of(model, saved["tensors"]):
-            reason = "of other initial weights"
+        changed = {k: (known.get(k), recipe.get(k)) for k in known | recipe if known.get(k) != recipe.get(k)}
+        other = [what for what, digest in self.belongs.items() if belongs[what] != digest]
+        if not changed and other == ["initial weights"] and self._is_of(model, saved["tensors"]):
+            self.belongs, other = belongs, []
+        if changed:
+            reason = "its recipe has " + ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in changed.items())
+        elif other:
+            reason = f"of other {other[0]}"
         else:
-            self.initial = saved["initial"]
             return saved
         raise ValueError(f"{self.path} belongs to another training: {reason}; give another file, or delete this one.")
 
@@ -115,21 +125,13 @@ def pieces(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
     Those of grouped networks are cut into one piece a network, as `named_networks` of the module that holds them says:
     views, to be read or filled.
     """
-    grouped = [pair for module in _several(model) for pair in module.named_networks()]
-    seen: set[int] = set()
-    for names, network in [*grouped, ([""], model)]:
-        for key, value in chain(network.named_parameters(), network.named_buffers()):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            for wrapper in WRAPPERS:
-                key = key.replace(wrapper, "")
-            buffers = optimizer.state.get(value, {}) if optimizer else {}
-            for kind, tensor in {"": value, **buffers}.items():
-                if tensor is not None:
-                    cut = tensor.ndim and len(names) > 1  # a counter of batches or steps is the same for all
-                    parts = tensor.detach().unflatten(0, (len(names), -1)) if cut else [tensor.detach()] * len(names)
-                    yield from ((f"{name}{key}#{kind}", part) for name, part in zip(names, parts, strict=True))
+    for names, key, value in _named(model):
+        buffers = optimizer.state.get(value, {}) if optimizer else {}
+        for kind, tensor in {"": value, **buffers}.items():
+            if isinstance(tensor, Tensor):
+                cut = tensor.ndim and len(names) > 1  # a counter of batches or steps is the same for all
+                parts = tensor.detach().unflatten(0, (len(names), -1)) if cut else [tensor.detach()] * len(names)
+                yield from ((f"{name}{key}#{kind}", part) for name, part in zip(names, parts, strict=True))
 
 
 def weights(model: nn.Module) -> str:
@@ -137,10 +139,33 @@ def weights(model: nn.Module) -> str:
     return files.digest(*(piece for _, piece in sorted(pieces(model), key=lambda named: named[0])))
 
 
-def _windows(model: nn.Module) -> list[Tensor]:
-    return [module.get_extra_state() for module in _several(model)]
+def layers(model: nn.Module) -> str:
+    """Each layer with its settings (stride, eps, the p of a dropout), and the names of frozen weights."""
+    kinds = [f"{type(m).__name__}({m.extra_repr()})" for m in model.modules() if not list(m.children())]
+    return "\n".join([*kinds, *(key for _, key, value in _named(model) if not value.requires_grad)])
 
 
-def _several(model: nn.Module) -> list[Any]:
-    """The modules that hold several networks, as `LocalCNNs` does."""
-    return [module for module in model.modules() if hasattr(module, "named_networks")]
+def _named(model: nn.Module) -> Iterator[tuple[list[str], str, Tensor]]:
+    """Each parameter and buffer once: what the networks side by side in it are called, its name there, itself."""
+    grouped = [
+        ([f"{prefix}{name}" for name in names], network)
+        for prefix, module in _several(model)
+        for names, network in module.named_networks()
+    ]
+    seen: set[int] = set()
+    for names, network in [*grouped, ([""], model)]:
+        for key, value in chain(network.named_parameters(), network.named_buffers()):
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield names, _plain(key), value
+
+
+def _several(model: nn.Module) -> list[tuple[str, Any]]:
+    """The modules that hold several networks, as `LocalCNNs` does, and their names."""
+    return [(_plain(f"{name}."), m) for name, m in model.named_modules() if hasattr(m, "named_networks")]
+
+
+def _plain(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.lstrip(".")

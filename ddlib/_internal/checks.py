@@ -1,6 +1,7 @@
 """What a wrong argument is told: the value, and what is allowed.  What is right comes back as Python's own type."""
 
 import difflib
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 def one_of(what: str, value: Any, allowed: Iterable[str]) -> str:
     """Return `value` when it is among `allowed`; otherwise a ValueError that names the nearest one."""
     allowed = list(allowed)
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got a {type(value).__name__}.")
     if isinstance(value, str) and value in allowed:
         return str(value)
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
@@ -48,9 +51,18 @@ def name_of(thing: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def print_of(thing: Any) -> str:
+    """`name_of`, and a print of a function's code, which tells two lambdas apart; or how an object shows itself."""
+    code = getattr(thing, "__code__", None)
+    if code is None:
+        return name_of(thing) if hasattr(thing, "__qualname__") else repr(thing).partition(" at 0x")[0]
+    text = code.co_code + repr([c for c in code.co_consts if not hasattr(c, "co_code")]).encode()
+    return f"{name_of(thing)} {hashlib.sha256(text).hexdigest()[:8]}"
+
+
 def finite(what: str, values: Any) -> Any:
     """Return a tensor in which every entry is a number; otherwise a ValueError that counts the images (axis 0)."""
-    if bool((wrong := values.isnan()).any()):
+    if bool((wrong := ~values.isfinite()).any()):
         count = int(wrong.flatten(1).any(1).sum()) if values.ndim > 1 else int(wrong.sum())
         raise ValueError(f"{what} is no number (NaN) for {count} of {len(values)} images: a training has diverged.")
     return values

@@ -6,9 +6,10 @@ from torch import nn
 
 
 def frozen_parts(model: nn.Module) -> list[nn.Module]:
-    """Parts that are in eval mode and have weights, all frozen: they stay in eval mode."""
-    parts = [module for module in model.modules() if not module.training]
-    return [p for p in parts if (w := list(p.parameters())) and not any(weight.requires_grad for weight in w)]
+    """Parts that are in eval mode and have weights or statistics, all frozen: they stay in eval mode."""
+    parts = [(module, list(module.parameters())) for module in model.modules() if not module.training]
+    frozen = [module for module, own in parts if not any(weight.requires_grad for weight in own)]
+    return [module for module in frozen if list(module.parameters()) or list(module.buffers())]
 
 
 class Diverged(FloatingPointError):

@@ -17,13 +17,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     A mean over networks would divide every local gradient by N.
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return over_networks(F.cross_entropy, logits, labels)
+    if logits.ndim == 2:
+        return F.cross_entropy(logits, labels)
+    networks = logits.shape[1]
+    return networks * F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(networks))
 
 
 def balanced_loss(labels: Tensor) -> Loss:
     """The cross-entropy in which each class weighs as the inverse of its frequency, 1 in the mean over the images."""
-    counts = labels.bincount().clamp_min(1)
-    weight = len(labels) / (len(counts) * counts.float())
+    counts = labels.bincount()
+    weight = len(labels) / ((counts > 0).sum() * counts.clamp_min(1).float())
     return partial(_weighted, weight)
 
 
@@ -34,10 +37,7 @@ def _weighted(weight: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 def over_networks(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
     """A loss of logits (B, K) and labels (B,), summed over the networks of logits (B, N, K)."""
-    if logits.ndim == 2:
-        return loss(logits, labels)
-    networks = logits.shape[1]
-    return networks * loss(logits.flatten(0, 1), labels.repeat_interleave(networks))
+    return loss(logits, labels) if logits.ndim == 2 else sum(loss(each, labels) for each in logits.unbind(1))
 
 
 def scalar(loss: Any) -> Tensor:

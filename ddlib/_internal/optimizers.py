@@ -26,7 +26,10 @@ def make_optimizer(model: nn.Module, recipe: Any) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if callable(recipe.optimizer):
-        return recipe.optimizer(groups, recipe.rate)
+        made = recipe.optimizer(groups, recipe.rate)
+        if isinstance(made, torch.optim.LBFGS):
+            raise ValueError("optimizer LBFGS calls the model several times a step: take one that calls it once.")
+        return made
     options = {"fused": True} if next(iter(weights.values())).device.type in ("cuda", "cpu") else {}
     if recipe.optimizer == "sgd":
         options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}

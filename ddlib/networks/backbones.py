@@ -2,12 +2,13 @@
 
 With `groups=G` a backbone is G independent networks side by side: its input is (B, G·C, *window), group g in
 channels gC … (g+1)C, its output (B, G·K), and every convolution is grouped.  All parameters and buffers then
-have their groups along the first axis, so that one network is a slice of every tensor (`Backbone.single`).
+have their groups along the first axis, so that one network is a slice of every tensor (`Backbone.take`).
 """
 
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class Backbone(nn.Module):
         for name, layer in net.named_modules():
             for size in _SIZES if layer is not net else ():
                 if isinstance(value := getattr(layer, size, None), int):
-                    setattr(layer, size, value * len(groups) // self.groups)
+                    setattr(layer, size, value * len(groups) // self.groups or value)
             try:
                 for key, p in layer.named_parameters(recurse=False):
                     cut = nn.Parameter(self._cut(p.detach(), groups), p.requires_grad)
@@ -99,17 +100,13 @@ class Backbone(nn.Module):
                 ) from None
         return net
 
-    def single(self, group: int) -> "Backbone":
-        """Group `group` as a plain, stand-alone network: a copy of all that it is."""
-        return self.take([group])
-
     def fresh(self, width: int) -> "Backbone":
         """One network of this kind and with these settings, of another width perhaps, with new weights.
 
         Torch's random state stays.
 
         Raises:
-            ValueError: a layer was replaced since this network was built (it is named).
+            ValueError: a layer was replaced, added or hooked since this network was built (it is named).
         """
         with torch.random.fork_rng(devices=[]):
             usual = type(self)(self.in_channels, self.num_classes, self.width, self.dims, self.groups)
@@ -118,29 +115,50 @@ class Backbone(nn.Module):
         for name, layer in self.named_modules():
             if type(layer) is not type(as_built.get(name)) or name not in new:
                 raise ValueError(f"layer {name!r} was replaced by {layer}: there is none like it at width {width}.")
-            for key, value in vars(layer).items():  # p of a dropout, eps of a norm
-                if isinstance(value, (bool, int, float, str)) and value != getattr(as_built[name], key):
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+                raise ValueError(f"layer {name!r} has hooks, which one of width {width} cannot have: remove them.")
+            for key, value in vars(layer).items():  # p of a dropout, eps of a norm, a stride
+                if isinstance(value, (bool, int, float, str, tuple)) and value != vars(as_built[name]).get(key, value):
                     setattr(new[name], key, value)
+        weights = dict(net.named_parameters())
         for name, p in self.named_parameters():
-            net.get_parameter(name).requires_grad_(p.requires_grad)
+            if name not in weights:
+                raise ValueError(f"weight {name!r} was added: there is none like it at width {width}.")
+            weights[name].requires_grad_(p.requires_grad)
         like = next(self.parameters())
         return net.to(like.device, like.dtype)
 
     def load_single(self, group: int, net: nn.Module) -> None:
         """Put the weights of a stand-alone network back into group `group`."""
-        given, own = net.state_dict(), self.state_dict()
-        own = {key: value.unflatten(0, (self.groups, -1))[group] if value.ndim else value for key, value in own.items()}
-        if given.keys() != own.keys():
-            raise ValueError(f"a {type(net).__name__} does not fit into a {type(self).__name__}.")
-        for key, part in own.items():
-            if part.shape != given[key].shape:
-                raise ValueError(f"{key} has shape {tuple(given[key].shape)}, group {group} needs {tuple(part.shape)}.")
-            part.copy_(given[key])
+        own = tensors(self)
+        fill(net, {k: v.unflatten(0, (self.groups, -1))[group] if v.ndim else v for k, v in own.items()})
 
     def _cut(self, value: Tensor, groups: Sequence[int]) -> Tensor:
         if not value.ndim:  # a counter of batches
             return value.clone()
         return value.unflatten(0, (self.groups, -1))[list(groups)].flatten(0, 1)
+
+
+def tensors(net: nn.Module) -> dict[str, Tensor]:
+    """All weights and statistics of a network by name, also those that its `state_dict` leaves out."""
+    return {name: t.detach() for name, t in chain(net.named_parameters(), net.named_buffers())}
+
+
+def fill(source: nn.Module, target: dict[str, Tensor]) -> None:
+    """Copy the weights of a network into tensors of these names; all or none.
+
+    Raises:
+        ValueError: other names, or another shape.
+    """
+    given = tensors(source)
+    if given.keys() != target.keys():
+        other = ", ".join(sorted(given.keys() ^ target.keys())[:3])
+        raise ValueError(f"a {type(source).__name__} does not fit: only one of the two has {other}.")
+    for name, own in target.items():
+        if own.shape != given[name].shape:
+            raise ValueError(f"{name} has shape {tuple(given[name].shape)}, {tuple(own.shape)} is needed.")
+    for name, own in target.items():
+        own.copy_(given[name])
 
 
 class VGG9(Backbone):

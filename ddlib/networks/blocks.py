@@ -43,6 +43,13 @@ def _structure(network: nn.Module) -> set[tuple[str, ...]]:
     return {(n, *(k for k, v in vars(m).items() if v is True and k != "training")) for n, m in network.named_modules()}
 
 
+def _settings(network: nn.Module) -> str:
+    """What of its layers does not depend on the width: eps, momentum, the p of a dropout; and what is frozen."""
+    own = [(name, key, value) for name, m in network.named_modules() for key, value in vars(m).items()]
+    kept = [f"{name}.{key}={value}" for name, key, value in own if key in ("eps", "momentum", "p")]
+    return " ".join([*kept, *(name for name, p in network.named_parameters() if not p.requires_grad)])
+
+
 def check_splittable(networks: Sequence[nn.Module]) -> None:
     """Refuse networks with a layer that mixes channels in its own way, and networks that do not go together."""
     for network in networks:
@@ -57,6 +64,7 @@ def check_splittable(networks: Sequence[nn.Module]) -> None:
         "image channels": [network.in_channels for network in networks],
         "axes": [network.dims for network in networks],
         "classes": [network.num_classes for network in networks],
+        "settings and frozen weights": {_settings(network) for network in networks},
         "device and precision": {f"{p.dtype} on {p.device}" for network in networks for p in network.parameters()},
     }.items():
         if len(set(values)) != 1:

@@ -20,7 +20,7 @@ import torch
 from .._internal import checks
 from .._internal.devices import choose_device, memory_free
 from .._internal.progress import progress_bar
-from ..images import ImageSet, Split, split_of
+from ..images import ImageSet, Split, normalised_as, split_of
 from ..local import LocalCNNs
 from ..networks.backbones import groupable
 from ..training import RECIPES, Loss, Recipe, fit, predict, trains
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENGINES = ("auto", "fused", "loop")
+
+UNREADABLE = (BrokenExecutor, ModuleNotFoundError, pickle.PicklingError, AttributeError)
 
 Images = ImageSet | Split | Sequence[Split]
 
@@ -69,8 +71,11 @@ def train_local(
     if several and len(data) != len(local):
         raise ValueError(f"{len(local)} local CNNs need as many splits, got {len(data)}.")
     splits = [split_of(own, "train_local") for own in (data if several else [data])]
-    local.normalisation = splits[0].mean, splits[0].std
+    normalised_as(local, splits[0])
     per_task = checks.whole("per_task", per_task, 1)
+    if several and per_task > 1:
+        raise ValueError(f"per_task must be 1 where each local CNN has a split of its own, got {per_task}.")
+    local.check_independent()
     if not isinstance(engine, Executor):
         engine = checks.one_of("engine", engine, ENGINES)
         if engine == "fused" and several:
@@ -99,7 +104,7 @@ def _train_apart(
     split = None if several else split_of(data, "train_local")
     chosen = [list(range(len(local)))[start : start + per_task] for start in range(0, len(local), per_task)]
     by_name = isinstance(data, ImageSet) and not isinstance(executor, _Here) and data.by_name
-    name = pickle.dumps((data.source, data.digest)) if by_name else None
+    name = pickle.dumps((data.source, data.loaded)) if by_name else None
     tasks, histories = [], []
     title = progress if isinstance(progress, str) else "local CNNs"
     with progress_bar(title, len(chosen), shown=bool(progress)) as bar:
@@ -110,9 +115,12 @@ def _train_apart(
                 tasks.append(executor.submit(train_part, part, name or own, recipe, loss, path, PROCESS))
                 tasks[-1].add_done_callback(lambda _: bar.update())
             results = [task.result() for task in tasks]
-        except (BrokenExecutor, ModuleNotFoundError) as error:  # a process dies of what it cannot read; Dask tells it
+        except UNREADABLE as error:  # a process dies of what it cannot read; others tell it
             message = "a worker of the executor died, or cannot import ddlib or what the backbone needs"
             raise RuntimeError(f"{message}: {error}") from error
+        finally:
+            for task in tasks:  # where one has failed, or Ctrl-C
+                task.cancel()
     for indices, packed in zip(chosen, results, strict=True):
         part, rows = _unpacked(packed)
         local.load_part(indices, part)
@@ -134,9 +142,11 @@ def _fits(local: LocalCNNs, split: Split, recipe: Recipe) -> bool:
     kept: list[int] = []
     layers = [layer for layer in local.modules() if not list(layer.children())]
     hooks = [layer.register_forward_hook(lambda _, __, output: kept.append(output.numel())) for layer in layers]
-    predict(local, split.some(torch.arange(1)), precision="fp32")
-    for hook in hooks:
-        hook.remove()
+    try:
+        predict(local, split.some(torch.arange(1)), precision="fp32")
+    finally:
+        for hook in hooks:
+            hook.remove()
     device = choose_device(recipe.device, next(local.parameters()).device)
     needed, free = 2 * 4 * recipe.batch_size * sum(kept), memory_free(device)
     if needed > 0.8 * free:
@@ -183,7 +193,7 @@ def train_part(
     torch.set_num_threads(1 if crowded else threads)
     try:
         split = images if isinstance(images, Split) else _loaded(images).train
-        part = copy.deepcopy(_unpacked(packed))  # an executor of threads may hand over the caller's own
+        part = _unpacked(packed) if isinstance(packed, bytes) else copy.deepcopy(packed)  # of threads: the caller's own
         history = fit(part, split, recipe, loss=loss, checkpoint=checkpoint, progress=False)
         result = part.cpu(), history.to_dict("records")
         return pickle.dumps(result) if isinstance(packed, bytes) else result
@@ -217,8 +227,8 @@ def _choose_threads(threads: int) -> None:
 @lru_cache(maxsize=1)
 def _loaded(packed: bytes) -> ImageSet:
     """The data set, loaded once in each worker; it must be what the caller has."""
-    source, digest = pickle.loads(packed)
+    source, identity = pickle.loads(packed)
     data = source()
-    if data.digest != digest:
+    if data.identity != identity:
         raise ValueError(f"the images of {data.name} on this worker are not the caller's: they have changed since.")
     return data

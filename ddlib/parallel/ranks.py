@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .._internal import checks, files
 from .._internal.checkpoints import Checkpoint
 from ..decomposition import near_even
-from ..images import ImageSet, Split, split_of
+from ..images import ImageSet, Split, normalised_as, split_of
 from ..model import CNNDNN
 from ..training import RECIPES, Loss, Metrics, Recipe, fit, trains
 
@@ -176,11 +176,13 @@ def train_coherent(
     model.head.load_state_dict(from_first(lambda: _on_cpu(model.head)))
     if checkpoint is not None:
         split = split_of(data, "train_coherent")
-        checkpoint = _SharedCheckpoint(checkpoint, model, split.images, split.labels)
+        checkpoint = _SharedCheckpoint(checkpoint, model, *split.told_apart_by())
+    if type(model) is not CNNDNN or model._forward_hooks or model._forward_pre_hooks:
+        raise ValueError("on ranks a plain CNNDNN is trained, without hooks of its own: they are not on every rank.")
     part, options = DistributedCNNDNN(model), {"loss": loss, "checkpoint": checkpoint}
     metrics = {"ranks": lambda part: part.agreed(), **(metrics or {})}
     history = fit(part, data, recipe, metrics=metrics, progress=rank() == 0 and progress, **options)
-    model.normalisation = part.normalisation
+    normalised_as(model, split_of(data, "train_coherent"))
     for indices, state in zip(part.assigned, _gathered(_on_cpu(part.local)), strict=True):
         few = model.local.part(indices)
         few.load_state_dict(state)

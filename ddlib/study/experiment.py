@@ -11,11 +11,12 @@ from torch import nn
 from .. import channels
 from .._internal import files
 from .._internal.devices import choose_precision
+from ..aggregation import accuracy
 from ..data.sets import DATASETS, check_options
 from ..images import ImageSet
 from ..networks.backbones import count_parameters
 from ..strategies import STRATEGIES
-from ..training import accuracy, predict
+from ..training import predict
 from . import records
 from .importance import importance
 from .settings import Settings

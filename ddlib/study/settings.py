@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from .._internal import checks
@@ -93,12 +94,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         samples = checks.one_of("samples", self.samples or "all", ("all", "shares", "windows"))
+        strategies = self.strategies.split() if isinstance(self.strategies, str) else self.strategies
         whole = {name: number(getattr(self, name)) for name in LEAST}
         given = [name for name, v in whole.items() if v is not None or getattr(Settings, name) is not None]
         checked = {
             "dataset": self._dataset(),
             "backbone": self._backbone(),
-            "strategies": tuple(checks.one_of("strategy", s, STRATEGIES) for s in self.strategies),
+            "strategies": tuple(dict.fromkeys(checks.one_of("strategy", s, STRATEGIES) for s in strategies)),
+            "augment": checks.flag("augment", self.augment),
             "engine": checks.one_of("engine", self.engine, ENGINES),
             "options": self._options(),
             "rate": checks.real("rate", number(self.rate), 0, open_low=True),
@@ -154,7 +157,7 @@ class Settings:
 
     def _check_windows(self) -> None:
         subdomains = None
-        if self.grid == "regions":
+        if isinstance(self.grid, str) and self.grid == "regions":
             if self.overlap:
                 raise ValueError(f"overlap is of grids; the regions of a data set have none, got {self.overlap}.")
             known = self.dataset if isinstance(self.dataset, ImageSet) else DATASETS[self.dataset]
@@ -173,12 +176,17 @@ class Settings:
                 f"{parts} sub-networks (channel_parts) do not fit the {subdomains} windows of {self.grid}."
             )
 
+    @cached_property
+    def _identity(self) -> str:
+        """Of an image set that is given as such: what tells it from others of its name."""
+        return self.dataset.identity
+
     @property
     def parameters(self) -> dict[str, Any]:
         """What identifies the point, as JSON can write it: all but the strategies and what is None."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "strategies"}
         if isinstance(self.dataset, ImageSet):
-            values |= {"dataset": self.dataset.name, "images": self.dataset.digest[:16]}
+            values |= {"dataset": self.dataset.name, "images": self._identity[:16]}
         if callable(self.backbone):
             values["backbone"] = checks.name_of(self.backbone)
         return {name: value for name, value in values.items() if value is not None}

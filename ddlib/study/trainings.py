@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from .. import channels
 from .._internal.devices import choose_precision
-from ..aggregation import DenseAggregator
+from ..aggregation import DenseAggregator, accuracy
 from ..images import ImageSet, Split
 from ..local import LocalCNNs
 from ..model import CNNDNN, BothLevels
 from ..parallel.executors import train_local
 from ..parallel.ranks import from_first, train_coherent, world_size
 from ..strategies import HEADS, STRATEGIES, Trainings
-from ..training import accuracy, fit, predict, train_aggregator
+from ..training import fit, predict, train_aggregator
 from . import records
 from .settings import Settings
 
@@ -54,7 +54,7 @@ class KeptTrainings(Trainings):
     def __init__(self, settings: Settings, data: ImageSet, folder: Path | None, progress: bool):
         super().__init__(settings.backbone, settings.decomposition(data), data, **settings.trainings())
         self.settings, self.folder, self.progress = settings, folder, progress
-        self.digest, self._folds = data.digest, None
+        self.digest, self.identity, self._folds = data.digest, data.identity, None
         images = [(len(data.train), "the data")]
         if settings.out_of_fold:
             left = len(data.train) * (settings.out_of_fold - 1) // settings.out_of_fold
@@ -137,7 +137,7 @@ class KeptTrainings(Trainings):
         options = {option for row in STRATEGIES.values() if row.trainings[-1] in needed for option in row.options}
         content = {
             "training": training,
-            "data": self.digest,
+            "data": self.identity,
             "net": [settings.parameters["backbone"], settings.width, settings.seed, settings.class_weights],
             "windows": None if name == "global" else [self.decomposition.bounds, self.decomposition.coarse],
             "recipes": {training: self.recipes[training].described() for training in needed},
