@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..strategies import STRATEGIES
 from ..study.parameters import resolve
 from .claims import COMPARED, VERDICTS, way
 from .figures import cut, named
@@ -241,15 +242,14 @@ class Report:
         except ValueError:
             return None
 
-    def settings(self, name: str) -> str:
-        """A table of notebook 10, a row a setting, its columns as they are called in print; accuracies in %."""
-        table = self.csv(name)
-        table["coarse"] = table["coarse"].map({True: "yes", False: "no"})
-        strategies = [*table.columns[table.columns.get_loc("work") + 1 :]]
-        heads = ["width", "coarse window", "work", *map(named, strategies)]
+    def settings(self, *names: str) -> str:
+        """Tables of notebook 10, a row a setting without coarse window; accuracies in %, columns as in print."""
+        table = pd.concat([self.csv(name).assign(set=Path(name).parent.name) for name in names]).query("~coarse")
+        strategies = [name for name in STRATEGIES if name in table]
+        heads = ["", "local CNNs", "work", *map(named, strategies)]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for row in table.sort_values("work", kind="stable").to_dict("records"):
-            cells = [row["width"], row["coarse"], number(row["work"], 2), *(number(row[s]) for s in strategies)]
+        for row in table.to_dict("records"):
+            cells = [row["set"], row["width"], number(row["work"], 2), *(number(row[s]) for s in strategies)]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
