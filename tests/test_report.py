@@ -218,3 +218,10 @@ def test_committed_tables_are_those_of_the_records_beside_them(path):
     frame = frame[frame["record"].isin(table["record"]) & frame["strategy"].isin(table["strategy"])]
     one, other = (t.set_index(rows)[figures].sort_index() for t in (table, frame))
     pd.testing.assert_frame_equal(one, other, check_index_type=False)
+
+
+def test_a_table_of_numbers_can_be_sorted():
+    kept = [record_of({"global": share, "vote": 0.5}, seed=seed) for seed, share in enumerate((0.6, 0.7))]
+    table = accuracy_table(gather(kept), numbers=True)
+    assert table["global"].round(3).to_numpy().tolist() == [[65.0, 7.071, 2.0]]
+    assert len(table.sort_values([("vote", "mean")])) == 1

@@ -94,12 +94,13 @@ def coverage(found: Iterable[Record], planned: Iterable[Experiment]) -> "pd.Data
     return frame.assign(state=np.where(frame["on record"] == 0, "not run", partly))
 
 
-def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
+def accuracy_table(frame: "pd.DataFrame", numbers: bool = False) -> "pd.DataFrame":
     """Test accuracy in % as a table for readers: a row a decomposition and regime, a column a strategy.
 
     The regime is the number of epochs, whether the training images were augmented, and options (`variant`).  `local`
     and `sub-networks` are means over the networks.  With several seeds: mean ± standard deviation over seeds (n).
-    `frame` is what `records.gather` gives.
+    `frame` is what `records.gather` gives.  With `numbers`, for styles and sorting: three columns a strategy, mean, std
+    and n, in place of the text.
 
     Raises:
         ValueError: records of different parameters would share a row, or two of one point differ.
@@ -115,6 +116,9 @@ def accuracy_table(frame: "pd.DataFrame") -> "pd.DataFrame":
         for row, ways in mixed[mixed.map(len) > 1].items():
             warnings.warn(f"the row {' '.join(map(str, row))} mixes {' with '.join(sorted(ways))}.", stacklevel=2)
     seeds = 100 * frame.groupby([*place, "strategy", "seed"], sort=False)["test_accuracy"].mean()
+    if numbers:
+        cells = seeds.groupby([*place, "strategy"], sort=False).agg(["mean", "std", "count"])
+        return cells.rename(columns={"count": "n"}).unstack("strategy").swaplevel(axis=1)
     return over_seeds(seeds, place, list(dict.fromkeys(frame["strategy"])))
 
 
