@@ -79,9 +79,10 @@ def at_hand(point: Experiment) -> ImageSet | None:
         return None
 
 
-def windows_of(point: Experiment, record: Record) -> Decomposition:
-    """The windows of a point that is on record, without its images."""
-    shape = record.provenance["image_shape"]
+def windows_of(point: Experiment, records: list[Record]) -> Decomposition:
+    """The windows of a point without its images: their shape is in records of the same images, but early ones."""
+    known = (record.provenance.get("image_shape") for record in records)
+    shape = next((shape for shape in known if shape), None) or point.data().image_shape
     if point.grid != "regions":
         return point.decomposition_of(shape)
     known = point.dataset if isinstance(point.dataset, ImageSet) else DATASETS[point.dataset]
