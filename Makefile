@@ -37,7 +37,7 @@ test-all: test  ## and kills, clusters, sweeps, the site, the browser, nbval on 
 	$(PYTEST) -m slow
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md
+	JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks/.lab $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md
 
 $(VENV)/.site: $(READY)
 	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[site]'

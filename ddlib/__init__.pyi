@@ -15,6 +15,6 @@ from .parallel.ranks import train_coherent
 from .report.tables import accuracy_table, epochs_to_reach, interval
 from .strategies import STRATEGIES, Strategy, Trainings
 from .study.experiment import Experiment
-from .study.parameters import agrees, points
+from .study.parameters import agrees, parameters, points
 from .study.records import Record, gather
 from .training import RECIPES, Diverged, Recipe, fit, predict, train_aggregator

@@ -1,16 +1,20 @@
 """The notebooks as papermill and nbval see them."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 import yaml
 from helpers import ALONE
+from nbclient import NotebookClient
+from PIL import Image
 
 import ddlib
 from ddlib.study import parameters as nb
@@ -255,3 +259,55 @@ def test_a_table_is_replaced_only_by_one_that_has_all_its_records(tmp_path: Path
     assert {folder.parent for folder in apart} == {tmp_path / "tables"}
     assert all(folder.is_dir() for folder in apart)
     assert nb.tables_folder(tmp_path, "aggregation", other) == tmp_path
+
+
+def test_parameters_of_a_notebook_are_those_of_its_own_cell(monkeypatch: pytest.MonkeyPatch):
+    """Not what later cells assign; outside IPython, all that `points` takes."""
+    names = {"epochs": 3, "grids": "2x2", "output": None, "rate": 7.0, "other": 1}
+    assert ddlib.parameters(names) == {"epochs": 3, "grids": "2x2", "rate": 7.0}
+    monkeypatch.setattr(nb, "_executed_cells", lambda: ["epochs = 3\ngrids = '2x2'\noutput = None\n", "rate = 7.0\n"])
+    assert ddlib.parameters(names) == {"epochs": 3, "grids": "2x2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["02_aggregation", "03_transfer_learning"])
+def test_a_table_on_record_needs_no_data_set(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DDLIB_DATA", str(tmp_path / "empty"))
+    (tmp_path / "empty").mkdir()
+    given = yaml.safe_load((ROOT / "notebooks/params/cifar10_vgg9.yaml").read_text())
+    shutil.copytree(ROOT / given["output"], tmp_path / "records")
+    given["output"] = str(tmp_path / "records")
+    executed = tmp_path / "out.ipynb"
+    papermill.execute_notebook(str(ROOT / f"notebooks/{name}.ipynb"), str(executed), given, progress_bar=False)
+    assert "test_accuracy" in pd.read_csv(next((tmp_path / "records").glob("*.csv")))
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_quickstart_can_be_run_again():
+    """In place, twice: what nbval compares stays the same, and so do the accuracies."""
+    notebook = nbformat.read(ROOT / "notebooks/00_quickstart.ipynb", 4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3")
+    told: list[list[list[str]]] = [[], []]
+    with client.setup_kernel():
+        for k, cell in enumerate(notebook.cells):
+            for run in told if cell.cell_type == "code" else ():
+                client.execute_cell(cell, k)
+                run.append([output["text"] for output in cell.outputs if "text" in output])
+        again = next(k for k, c in enumerate(notebook.cells) if c.source.startswith("labels ="))
+        before = told[0][sum(c.cell_type == "code" for c in notebook.cells[:again])]
+        client.execute_cell(notebook.cells[again], again)  # after transfer, too
+        after = [output["text"] for output in notebook.cells[again].outputs if "text" in output]
+    assert told[0] == told[1]
+    assert before == after
+
+
+def test_the_batch_follows_a_small_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for number in range(60):
+        folder = tmp_path / "photos" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (point,) = ddlib.points("local", dataset="image_folder", options=f"path={tmp_path / 'photos'} size=16", grids="2x2")
+    images = len(point.data().train)
+    assert point.batch_size == images // 4
+    assert f"batch_size 128 → {images // 4}: there are {images} training images\n" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """What figures promise: no noise blown up, no text over text, nothing left out, a title that says what is shown."""
 
 import matplotlib
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 matplotlib.use("Agg")
 
@@ -143,3 +143,43 @@ def test_cost_shows_one_regime_and_the_global_cnn_of_every_length_and_names_what
     drawn = np.concatenate([line.get_ydata() for line in ax.lines])
     assert drawn.max() == pytest.approx(90)
     assert 85 not in drawn.round(6)
+
+
+CUTS = {
+    "2×2 of 64×64, δ = 10": ddlib.Decomposition.grid((64, 64), 2, 10),
+    "6×6, no overlap": ddlib.Decomposition.grid((50, 64), 6),
+    "3×5, coarse": ddlib.Decomposition.grid((30, 40), (3, 5), 4, coarse=True),
+    "a volume": ddlib.Decomposition.grid((16, 16, 8), (2, 2, 2), 2),
+    "regions": ddlib.Decomposition.regions((9, 9), {"a": ((0, 5), (1, 6)), "b": ((3, 9), (4, 9))}, coarse=True),
+}
+
+
+def edges(ax) -> dict[tuple[int, ...], str]:
+    """(top, bottom, left, right) of the windows as drawn → their colour; a tint has no edge."""
+    drawn = [box for box in ax.patches if box.get_linewidth()]
+    assert len({box.get_bbox().bounds for box in drawn}) == len(drawn)
+    ends = {box: np.array(box.get_bbox().extents)[[1, 3, 0, 2]] + 0.5 for box in drawn}
+    return {tuple(each.tolist()): to_hex(box.get_edgecolor()) for box, each in ends.items()}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_windows_are_drawn_at_their_edges_and_neighbours_told_apart(ax, cut):
+    """Overlapping ones overlap, those at the border reach it, and the coarse one is named instead."""
+    plots.windows(ax, cut)
+    own = cut.windows[: -1 if cut.coarse else None]
+    assert set(edges(ax)) == {tuple(edge for side in w[:2] for edge in (side.start, side.stop)) for w in own}
+    found = list(edges(ax).items())
+    for k, ((a, b, c, d), colour) in enumerate(found):
+        for (e, f, g, h), other in found[:k]:
+            assert colour != other or f < a or b < e or h < c or d < g  # or they neither touch nor overlap
+    assert ("coarse" in ax.get_xlabel()) == bool(cut.coarse)
+    assert {colour.upper() for _, colour in found}.isdisjoint(row.colour for row in ddlib.STRATEGIES.values())
+
+
+def test_the_number_of_a_coarse_window_stands_below_its_panel():
+    cut = CUTS["3×5, coarse"]
+    figure = plots.by_window({"a": (cut, np.linspace(0.1, 0.85, len(cut)))}, "%", 10_000)
+    assert figure.axes[0].get_xlabel() == "coarse window: 85.0"
+    assert "85.0" not in {text.get_text() for text in figure.axes[0].texts}
+    assert len(figure.axes[0].texts) == len(cut) - 1
+    plt.close(figure)

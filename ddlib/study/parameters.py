@@ -2,17 +2,21 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._internal import checks, files
+from ..data.sets import DATASETS
+from ..decomposition import Decomposition
+from ..images import ImageSet
 from ..strategies import STRATEGIES
 from .experiment import Experiment
-from .records import gather, key
+from .records import Record, gather, key
 from .settings import number
 
 if TYPE_CHECKING:
@@ -54,7 +58,35 @@ def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
         lacking = [some.replace("|", " or ") for some in needs.split() if not set(some.split("|")) & set(asked)]
         if lacking:
             raise ValueError(f"this notebook needs {' and '.join(lacking)} among its strategies, got {strategies!r}.")
-        return list(dict.fromkeys(found))
+        return [_small_batch(point) for point in dict.fromkeys(found)]
+
+
+def parameters(names: Mapping[str, Any]) -> dict[str, Any]:
+    """A notebook's parameters that `points` takes, from its `globals()`: what the cell that assigns `output` assigns.
+
+    Outside IPython, where no cell can be asked, all names that are of `Experiment` or `LISTS`.
+    """
+    cells = [found for cell in _executed_cells() if "output" in (found := ASSIGNED.findall(cell))]
+    own = set().union(*cells) if cells else set(names)
+    return {name: names[name] for name in names if name in own & {*Experiment.__dataclass_fields__, *LISTS}}
+
+
+def at_hand(point: Experiment) -> ImageSet | None:
+    """The images of a point, or None where they are not on this machine: records need none."""
+    try:
+        return point.data()
+    except FileNotFoundError:
+        return None
+
+
+def windows_of(point: Experiment, records: list[Record]) -> Decomposition:
+    """The windows of a point without its images: their shape is in records of the same images, but early ones."""
+    known = (record.provenance.get("image_shape") for record in records)
+    shape = next((shape for shape in known if shape), None) or point.data().image_shape
+    if point.grid != "regions":
+        return point.decomposition_of(shape)
+    known = point.dataset if isinstance(point.dataset, ImageSet) else DATASETS[point.dataset]
+    return Decomposition.regions(shape, known.regions, bool(point.coarse))
 
 
 @contextmanager
@@ -99,6 +131,18 @@ def _executed_cells() -> list[str]:
 
     shell = get_ipython()
     return [] if shell is None else shell.user_ns["In"]
+
+
+def _small_batch(point: Experiment) -> Experiment:
+    """On a folder of few images a batch has a quarter of them, and a line says so."""
+    entry = DATASETS.get(point.dataset) if isinstance(point.dataset, str) else None
+    if entry is None or "path" not in entry.options:
+        return point
+    images = len(point.data().train)
+    if images >= point.batch_size or images < 8:
+        return point
+    print(f"batch_size {point.batch_size} → {images // 4}: there are {images} training images")
+    return replace(point, batch_size=images // 4)
 
 
 def _own_overlap(point: dict[str, Any]) -> dict[str, Any]:
