@@ -72,12 +72,12 @@ class DenseAggregator(nn.Module):
         super().__init__()
         self.start = checks.one_of("start", start, STARTS)
         self.log_probabilities = checks.flag("log_probabilities", log_probabilities)
-        self.num_subdomains = checks.whole("num_subdomains", num_subdomains, 1)
-        self.num_classes = checks.whole("num_classes", num_classes, 2)
+        self.num_subdomains = checks.integer("num_subdomains", num_subdomains, 1)
+        self.num_classes = checks.integer("num_classes", num_classes, 2)
         hidden = tuple(hidden) if hasattr(hidden, "__len__") else (hidden,)
         widths = [self.num_subdomains * self.num_classes, *hidden]
         layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise([checks.whole("hidden", width, 1) for width in widths]):
+        for inputs, outputs in itertools.pairwise([checks.integer("hidden", width, 1) for width in widths]):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Linear(int(widths[-1]), self.num_classes))
         for layer in self.layers:

@@ -39,11 +39,11 @@ def split(network: Backbone, parts: int | Sequence[int]) -> list[Backbone]:
     """
     check_splittable([network])
     if isinstance(parts, Sequence):
-        widths = [checks.whole("a sub-network's width", width, 1) for width in parts]
+        widths = [checks.integer("a sub-network's width", width, 1) for width in parts]
         if sum(widths) != network.width:
             raise ValueError(f"the sub-networks' widths must add up to {network.width}, got {parts!r}.")
     else:
-        count = checks.whole(f"the number of parts of {network.width} channels", parts, 1, network.width)
+        count = checks.integer(f"the number of parts of {network.width} channels", parts, 1, network.width)
         widths = [stop - start for start, stop in near_even(network.width, count)]
     subs = [network.fresh(width) for width in widths]
     for name, whole, pieces, blocks in matched(network, subs):
@@ -87,8 +87,8 @@ def shares(data: Split, parts: int, seed: int = 0) -> list[Split]:
     Raises:
         ValueError: more shares than images.
     """
-    checks.whole(f"the number of shares of {len(data)} images", parts, 1, len(data))
-    generator = torch.Generator().manual_seed(checks.whole("seed", seed, 0))
+    checks.integer(f"the number of shares of {len(data)} images", parts, 1, len(data))
+    generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
     order = torch.randperm(len(data), generator=generator).to(data.labels.device)
     order = order[data.labels[order].argsort(stable=True)]
     return [data.some(order[p::parts][: len(data) // parts]) for p in range(parts)]

@@ -98,7 +98,7 @@ class Decomposition:
             if len(window) != len(shape) or any(len(side) != 2 for side in window):
                 raise ValueError(f"region {name!r} must give (start, stop) for {len(shape)} axes, got {window!r}.")
             for axis, ((start, stop), length) in enumerate(zip(window, shape, strict=True)):
-                start, stop = (checks.whole(f"region {name!r}", edge, -length) for edge in (start, stop))
+                start, stop = (checks.integer(f"region {name!r}", edge, -length) for edge in (start, stop))
                 if not 0 <= start < stop <= length:
                     raise ValueError(
                         f"region {name!r} reaches outside the image or is empty: ({start}, {stop}) on axis {axis}, "
@@ -215,7 +215,7 @@ def parse_grid(text: str | Sequence[int]) -> tuple[int, ...]:
     """ "2x2" or "4x4x1" → (2, 2) or (4, 4, 1); a sequence passes through."""
     try:
         given = [int(n) for n in text.lower().split("x")] if isinstance(text, str) else text
-        parts = tuple(checks.whole("a part", n, 1) for n in given)
+        parts = tuple(checks.integer("a part", n, 1) for n in given)
     except (TypeError, ValueError):
         parts = ()
     if not parts or min(parts) < 1:
@@ -240,4 +240,4 @@ def _per_axis(what: str, value: int | Sequence[int], axes: int | None, low: int)
         raise ValueError(f"{what} must give a value for each axis, got {value!r}.")
     if axes is not None and len(given) != axes:
         raise ValueError(f"{what} must give one value or {axes} values, one for each axis, got {value!r}.")
-    return tuple(checks.whole(what, v, low) for v in given)
+    return tuple(checks.integer(what, v, low) for v in given)

@@ -98,8 +98,8 @@ class ImageSet:
 
     def few(self, train_size: int, seed: int = 0) -> "ImageSet":
         """The same test images with `train_size` training images drawn at random, each class in proportion."""
-        size = checks.whole("train_size", train_size, self.num_classes, len(self.train))
-        chosen = stratified(self.train.labels, size, checks.whole("seed", seed, 0))[0]
+        size = checks.integer("train_size", train_size, self.num_classes, len(self.train))
+        chosen = stratified(self.train.labels, size, checks.integer("seed", seed, 0))[0]
         return replace(self, train=self.train.some(chosen), source=None)
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageSet":
@@ -114,7 +114,7 @@ class ImageSet:
         counts = self.train.labels.bincount(minlength=self.num_classes)
         if not count * counts.min() / len(self.train) >= 1 or counts.min() < 2:
             raise ValueError(f"a share of {fraction} of {len(self.train)} images leaves a class without images there.")
-        kept, held_out = stratified(self.train.labels, len(self.train) - count, checks.whole("seed", seed, 0))
+        kept, held_out = stratified(self.train.labels, len(self.train) - count, checks.integer("seed", seed, 0))
         return replace(self, train=self.train.some(kept), test=self.train.some(held_out), source=None)
 
 

@@ -40,7 +40,7 @@ class LocalCNNs(nn.Module):
     ):
         super().__init__()
         self.backbone, self.decomposition = backbone, decomposition
-        self.in_channels, self.num_classes, self.width = in_channels, num_classes, checks.whole("width", width, 1)
+        self.in_channels, self.num_classes, self.width = in_channels, num_classes, checks.integer("width", width, 1)
         self.local_width = width_of_each(local_width, self.width, decomposition.num_subdomains)
         self.families = self._families(decomposition)
         self.networks = nn.ModuleList(self._build(family) for family in self.families)
@@ -158,7 +158,7 @@ def width_of_each(rule: str | int, width: int, number: int) -> int:
         ValueError: an unknown rule, or a number below 1.
     """
     if not isinstance(rule, str):
-        return checks.whole("local_width", rule, 1)
+        return checks.integer("local_width", rule, 1)
     rules = {"proportional": max(1, round(width / math.sqrt(number))), "full": width}
     return rules[checks.one_of("local_width", rule, rules)]
 

@@ -76,7 +76,7 @@ class Recipe:
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {"device": check_device(self.device)}
         for name, low, high in (("epochs", 1, None), ("batch_size", 2, None), ("seed", 0, 2**31 - 1)):
-            checked[name] = checks.whole(name, getattr(self, name), low, high)
+            checked[name] = checks.integer(name, getattr(self, name), low, high)
         for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             given = getattr(self, name)
             checked[name] = given if callable(given) else checks.one_of(name, given, allowed)
@@ -231,7 +231,7 @@ def predict(
     if first is None or not len(split):
         raise ValueError(f"predict needs a model with weights and at least one image, got {len(split)} images.")
     usual = max(1, min(500, 8_000_000 // split.images[0].numel()))
-    size = usual if batch_size is None else checks.whole("batch_size", batch_size, 1)
+    size = usual if batch_size is None else checks.integer("batch_size", batch_size, 1)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -34,6 +34,7 @@ SECONDS = {  # on one core; what has run says how much slower this machine is
     "07_channel_decomposition": 40,
     "08_regimes": 60,
     "09_two_decompositions": 60,
+    "10_what_pays": 35,
 }
 TIMED = {"04_training_time": 30, "06_scaling": 50}  # alone, on all cores
 REPORT = 20

@@ -60,8 +60,8 @@ def test_images_that_were_changed_or_replaced_are_not_those_of_the_name():
 
 def test_numbers_of_numpy_become_pythons_own():
     found = [
-        checks.whole("n", np.int64(3), 0),
-        checks.whole("n", np.float32(3), 0, 3),
+        checks.integer("n", np.int64(3), 0),
+        checks.integer("n", np.float32(3), 0, 3),
         checks.real("r", np.float64(0.5), 0),
         checks.real("r", np.array(2), 0),
         checks.flag("f", np.True_),
@@ -71,7 +71,7 @@ def test_numbers_of_numpy_become_pythons_own():
         (int, 3), (int, 3), (float, 0.5), (float, 2.0), (bool, True), (str, "a"),
     ]  # fmt: skip
     for wrong in (np.nan, np.True_, "1", None, np.arange(2), -(10**400)):
-        for check in (checks.whole, checks.real):
+        for check in (checks.integer, checks.real):
             with pytest.raises(ValueError, match="n must be a"):
                 check("n", wrong, 0)
     options = {np.str_("shape"): np.array([8, 6]), "split_seed": np.int64(1)}

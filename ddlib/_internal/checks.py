@@ -20,7 +20,7 @@ def one_of(what: str, value: Any, allowed: Iterable[str]) -> str:
     raise ValueError(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(map(repr, allowed))}.")
 
 
-def whole(what: str, value: Any, low: int, high: int | None = None) -> int:
+def integer(what: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high]; otherwise a ValueError that says so."""
     span = f"a whole number ≥ {low}" if high is None else f"a whole number from {low} to {high}"
     number = _number(int, value)

@@ -43,7 +43,7 @@ def communication(model: CNNDNN, data: ImageSet, recipe: Recipe, ranks: Iterable
     """
     counts = sorted(set(ranks))
     parallel.assign(len(model.local), counts[-1])
-    checks.whole("batch_size", recipe.batch_size, 2 * counts[-1])
+    checks.integer("batch_size", recipe.batch_size, 2 * counts[-1])
     recipe, steps, rows = replace(recipe, epochs=2, device="cpu"), len(data.train) // recipe.batch_size, []
     with process_pool(counts[-1]) as pool, TemporaryDirectory() as folder:
         for count in counts:

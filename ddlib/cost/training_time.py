@@ -48,7 +48,7 @@ class Setting:
     def __post_init__(self) -> None:
         checks.one_of("backbone", self.backbone, BACKBONES)
         for name, least in (("width", 1), ("channels", 1), ("batch_size", 2), ("images", self.batch_size)):
-            checks.whole(name, getattr(self, name), least)
+            checks.integer(name, getattr(self, name), least)
         _ = self.decomposition
 
     @property

@@ -152,7 +152,7 @@ def _checked(option: str, value: Any, usual: Any, axes: int) -> Any:
         case bool():
             return checks.flag(option, value)
         case int():
-            return checks.whole(option, value, 0 if option == "split_seed" else 1)
+            return checks.integer(option, value, 0 if option == "split_seed" else 1)
         case float():
             return checks.real(option, value, 0, 0.99, open_low=True)
     value = value.tolist() if isinstance(value, np.ndarray) else value
@@ -162,7 +162,7 @@ def _checked(option: str, value: Any, usual: Any, axes: int) -> Any:
         low = checks.real("the start of the window", value[0], -1e6)
         return low, checks.real("the end of the window", value[1], low, open_low=True)
     low, high = (0, axes - 1) if option == "flip_axes" else (1, None)
-    return tuple(checks.whole(option, number, low, high) for number in value)
+    return tuple(checks.integer(option, number, low, high) for number in value)
 
 
 def _text(option: str, value: Any) -> str | None:

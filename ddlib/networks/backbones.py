@@ -321,10 +321,10 @@ def build(
             none, or whose groups are not independent.
     """
     spec = dict(
-        in_channels=checks.whole("in_channels", in_channels, 1),
-        num_classes=checks.whole("num_classes", num_classes, 2),
-        width=checks.whole("width", width, 1),
-        dims=checks.whole("dims", dims, 2, 3),
+        in_channels=checks.integer("in_channels", in_channels, 1),
+        num_classes=checks.integer("num_classes", num_classes, 2),
+        width=checks.integer("width", width, 1),
+        dims=checks.integer("dims", dims, 2, 3),
     )
     kind = name if callable(name) else BACKBONES[checks.one_of("backbone", name, BACKBONES)]
     if not groupable(name):
@@ -333,7 +333,7 @@ def build(
         takes = inspect.signature(kind).parameters
         given = {"window_shape": tuple(window_shape)} if window_shape and "window_shape" in takes else {}
         return checked(kind(**spec, **given), name, in_channels, num_classes, 1, window_shape)
-    if checks.whole("groups", groups, 1) == 1:
+    if checks.integer("groups", groups, 1) == 1:
         return checked(kind(**spec, groups=1), name, in_channels, num_classes, 1, window_shape)
     with torch.random.fork_rng(devices=[]):
         together = kind(**spec, groups=groups)

@@ -33,8 +33,8 @@ def matched(network: Backbone, subs: Sequence[Backbone]) -> Iterator[tuple[str, 
             elif set(sizes) == {size} and (axis > 0 or layer == "head"):
                 axes.append([slice(None)] * len(subs))
             else:
-                told = f"its sizes {sizes} at widths {widths} do not add up to {size} at width {network.width}"
-                raise ValueError(f"layer {layer!r} cannot be split: {told} (for MobileNetV2, try multiples of 4).")
+                reason = f"its sizes {sizes} at widths {widths} do not add up to {size} at width {network.width}"
+                raise ValueError(f"layer {layer!r} cannot be split: {reason} (for MobileNetV2, try multiples of 4).")
         yield name, whole, pieces, [tuple(axis[p] for axis in axes) for p in range(len(subs))]
 
 
@@ -57,8 +57,8 @@ def check_splittable(networks: Sequence[nn.Module]) -> None:
             full = getattr(layer, "groups", 1) in (1, getattr(layer, "in_channels", 1))  # or depthwise
             has_own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
             if has_own and not (full and isinstance(layer, _LAYERS) and isinstance(network, Backbone)):
-                told = "only convolutions (full or depthwise), batch norms and linear layers of one Backbone can be"
-                raise ValueError(f"layer {name!r} of a {type(network).__name__} cannot be split: {layer}; {told}.")
+                reason = "only convolutions (full or depthwise), batch norms and linear layers of one Backbone can be"
+                raise ValueError(f"layer {name!r} of a {type(network).__name__} cannot be split: {layer}; {reason}.")
     for what, values in {
         "kind": [type(network).__name__ for network in networks],
         "image channels": [network.in_channels for network in networks],

@@ -72,7 +72,7 @@ def train_local(
         raise ValueError(f"{len(local)} local CNNs need as many splits, got {len(data)}.")
     splits = [split_of(own, "train_local") for own in (data if several else [data])]
     normalised_as(local, splits[0])
-    per_task = checks.whole("per_task", per_task, 1)
+    per_task = checks.integer("per_task", per_task, 1)
     if several and per_task > 1:
         raise ValueError(f"per_task must be 1 where each local CNN has a split of its own, got {per_task}.")
     local.check_independent()
@@ -163,8 +163,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 def process_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
     """Fresh processes on this machine, with `threads` threads each: more threads than cores stall one another."""
-    context, count = get_context("spawn"), checks.whole("threads", threads, 1)
-    return ProcessPoolExecutor(checks.whole("workers", workers, 1), context, _choose_threads, (count,))
+    context, count = get_context("spawn"), checks.integer("threads", threads, 1)
+    return ProcessPoolExecutor(checks.integer("workers", workers, 1), context, _choose_threads, (count,))
 
 
 def train_part(

@@ -46,7 +46,7 @@ def assign(subdomains: int, ranks: int) -> list[list[int]]:
     Raises:
         ValueError: there are fewer subdomains than ranks.
     """
-    checks.whole("ranks", ranks, 1)
+    checks.integer("ranks", ranks, 1)
     if ranks > subdomains:
         raise ValueError(f"{ranks} ranks cannot share {subdomains} subdomains; at most one rank for each.")
     return [list(range(start, stop)) for start, stop in near_even(subdomains, ranks)]

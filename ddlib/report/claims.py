@@ -108,7 +108,7 @@ def _pairs(
 def _row(asked: Comparison, pairs: Sequence[tuple[Record, Record]]) -> Row:
     right = [_right(one, asked.a) - _right(other, asked.b) for one, other in pairs]
     area = all(asked.a in scored(one) and asked.b in scored(other) for one, other in pairs)
-    gaps = [_ranks(one, asked.a) - _ranks(other, asked.b) for one, other in pairs] if area else right
+    gaps = [_pairwise_wins(one, asked.a) - _pairwise_wins(other, asked.b) for one, other in pairs] if area else right
     first = pairs[0][0]
     size = first.parameters.get("train_size")
     about = {name: getattr(asked, name) for name in COMPARED}
@@ -131,8 +131,8 @@ def _parts(record: Record) -> str:
 def way(variant: str) -> str:
     """How the method was varied, from `Record.variant`: "local width full, coarse"; nothing by default."""
     given = dict(part.split("=", 1) for part in re.split(r" (?=\w+=)", variant) if part)
-    told = [(name.replace("_", " "), value) for name, value in given.items() if name in METHOD]
-    return ", ".join(name if value == "True" else f"{name} {value}" for name, value in told)
+    options = [(name.replace("_", " "), value) for name, value in given.items() if name in METHOD]
+    return ", ".join(name if value == "True" else f"{name} {value}" for name, value in options)
 
 
 def _right(record: Record, strategy: str) -> np.ndarray:
@@ -140,7 +140,7 @@ def _right(record: Record, strategy: str) -> np.ndarray:
     return (record.predicted(strategy).squeeze() == record.arrays["labels"]).astype(float)
 
 
-def _ranks(record: Record, strategy: str) -> np.ndarray:
+def _pairwise_wins(record: Record, strategy: str) -> np.ndarray:
     """(positives, negatives): is a positive test image scored higher than a negative one?  A half where as high."""
     labels, score = record.arrays["labels"], record.arrays[f"score/{strategy}"].squeeze()
     gap = score[labels == 1][:, None] - score[labels == 0]
@@ -231,9 +231,9 @@ def _another(own: "pd.DataFrame") -> list[dict[str, Any]]:
     if len(problems) < 3:
         return []
     mean, error = problems["difference"].mean(), problems["difference"].std() * math.sqrt(1 + 1 / len(problems))
-    told = problems.iloc[0][COMPARED].to_dict() | {"over": "another problem", "scope": "another problem"}
-    told |= {"metric": own["metric"].iloc[0], "rows": len(problems), "in accuracy": problems["in accuracy"].mean()}
+    row = problems.iloc[0][COMPARED].to_dict() | {"over": "another problem", "scope": "another problem"}
+    row |= {"metric": own["metric"].iloc[0], "rows": len(problems), "in accuracy": problems["in accuracy"].mean()}
     for share, names in ((0.95, ("low", "high")), (0.9, ("low 90", "high 90"))):
         reach = t.isf((1 - share) / 2, len(problems) - 1) * error
-        told |= dict(zip(names, (mean - reach, mean + reach), strict=True))
-    return [told | {"difference": mean, "p": float(2 * t.sf(abs(mean) / error, len(problems) - 1))}]
+        row |= dict(zip(names, (mean - reach, mean + reach), strict=True))
+    return [row | {"difference": mean, "p": float(2 * t.sf(abs(mean) / error, len(problems) - 1))}]

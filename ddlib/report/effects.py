@@ -80,10 +80,10 @@ def moderate(rows: Sequence[Row]) -> None:
     s0².  Where no row of a problem has two seeds, those of the comparison's other problems stand in; NaN without any.
     """
     for same in grouped(rows, lambda row: row.about["comparison"]).values():
-        told = grouped((row for row in same if len(row.by_seed) > 1), lambda row: row.about["problem"])
-        d0 = _strength([*told.values()])
+        by_problem = grouped((row for row in same if len(row.by_seed) > 1), lambda row: row.about["problem"])
+        d0 = _strength([*by_problem.values()])
         for problem, group in grouped(same, lambda row: row.about["problem"]).items():
-            known = told.get(problem) or [row for others in told.values() for row in others]
+            known = by_problem.get(problem) or [row for others in by_problem.values() for row in others]
             if not known:
                 continue
             usual = _usual(known, d0)
@@ -118,7 +118,7 @@ def _strength(problems: Sequence[Sequence[Row]]) -> float:
 
     apart = np.concatenate([each - each.mean() for each in map(_logarithms, problems)] or [[]])
     if len(apart) == len(problems):
-        return math.inf  # a row a problem: nothing is told
+        return math.inf  # a row a problem: nothing is by_problem
     chance = np.mean([polygamma(1, _freedom(row) / 2) for rows in problems for row in rows])
     excess = (apart**2).sum() / (len(apart) - len(problems)) - chance
     return 2 * brentq(lambda half: polygamma(1, half) - excess, 1e-6, 1e7) if excess > 1e-6 else math.inf

@@ -257,8 +257,10 @@ class Report:
         """Where the mean has which verdict: "ahead on CIFAR-10, level on faces"."""
         own = self.means[(self.means["claim"] == claim) & (self.means["b"] == b) & (self.means["over"] == over)]
         own = own[own["training"] == given.get("training", own["training"].iloc[0])]
-        told = {verdict: own.loc[own["verdict"] == verdict, "scope"] for verdict in VERDICTS}
-        return ", ".join(f"{verdict} on {listed([*map(problem, some)])}" for verdict, some in told.items() if len(some))
+        scopes = {verdict: own.loc[own["verdict"] == verdict, "scope"] for verdict in VERDICTS}
+        return ", ".join(
+            f"{verdict} on {listed([*map(problem, some)])}" for verdict, some in scopes.items() if len(some)
+        )
 
     def effects(self, claim: str) -> str:
         """The mean effects of a claim as a table: a column a comparison, rows over all, regimes and problems."""

@@ -68,8 +68,8 @@ def by_settings(found: Iterable[Record]) -> dict[str, list[Record]]:
 
 def point(record: Record) -> dict[str, Any]:
     """The values of `POINT`."""
-    told = {"augment": "yes" if record.parameters["augment"] else "no", "variant": record.variant}
-    return {name: told[name] if name in told else record.parameters[name] for name in POINT}
+    words = {"augment": "yes" if record.parameters["augment"] else "no", "variant": record.variant}
+    return {name: words[name] if name in words else record.parameters[name] for name in POINT}
 
 
 def most_frequent(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -58,6 +58,8 @@ def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
         lacking = [some.replace("|", " or ") for some in needs.split() if not set(some.split("|")) & set(asked)]
         if lacking:
             raise ValueError(f"this notebook needs {' and '.join(lacking)} among its strategies, got {strategies!r}.")
+        if found[0].train_size is not None and found[0].dataset != "digits":  # the quick profile's may not be meant
+            print(f"Training on {found[0].train_size} images only (train_size; None for all).")
         return [_small_batch(point) for point in dict.fromkeys(found)]
 
 
@@ -122,7 +124,7 @@ def values(name: str, given: Any) -> list[Any]:
 def whole_numbers(name: str, given: Any) -> list[int]:
     """The notebook parameter `name`: "1 2 4" or [1, 2, 4] → [1, 2, 4]; ParameterError for others than numbers ≥ 1."""
     with checking(name):
-        return [checks.whole(name, number(value), 1) for value in values(name, given)]
+        return [checks.integer(name, number(value), 1) for value in values(name, given)]
 
 
 def _executed_cells() -> list[str]:

@@ -112,7 +112,7 @@ class Settings:
             "dense_hidden": None if self.dense_hidden is None else " ".join(map(str, hidden_layers(self.dense_hidden))),
             "class_weights": self.class_weights and checks.one_of("class_weights", self.class_weights, ("balanced",)),
             **{name: checks.flag(name, truth(getattr(self, name))) or None for name in FLAGS},
-            **{name: checks.whole(name, whole[name], LEAST[name]) for name in given},
+            **{name: checks.integer(name, whole[name], LEAST[name]) for name in given},
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -264,7 +264,7 @@ def hidden_layers(text: str | int) -> tuple[int, ...]:
     """Hidden layers of the dense network: "none" → (), "128 64" → (128, 64)."""
     try:
         widths = () if str(text) in ("none", "") else str(text).split()
-        return tuple(checks.whole("dense_hidden", int(width), 1) for width in widths)
+        return tuple(checks.integer("dense_hidden", int(width), 1) for width in widths)
     except ValueError:
         raise ValueError(f"dense_hidden must be 'none' or widths like '128 64', got {text!r}.") from None
 

@@ -138,7 +138,7 @@ def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, f
     if len(outdated) and not force:
         print(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
     if executor is None:
-        jobs = checks.whole("jobs", jobs, 1)
+        jobs = checks.integer("jobs", jobs, 1)
         executor = ThreadPoolExecutor(jobs)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // jobs)))  # of the kernels, by what is ours
     tasks: dict[Future, int] = {}

@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6144, help="random images of 32×32 an epoch (default 6144)")
     parser.add_argument("--repeats", type=int, default=3, help="timings are medians over so many (default 3)")
     given = parser.parse_args()
-    checks.whole("repeats", given.repeats, 1)
+    checks.integer("repeats", given.repeats, 1)
     timed = settings("quick", given.images)
     facts = machine()
     ceilings = {precision: ceiling(precision) for precision in dict.fromkeys(("fp32", facts["precision"]))}
