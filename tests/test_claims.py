@@ -197,7 +197,7 @@ def test_the_error_of_an_area_is_that_of_drawing_other_images():
     def draw():
         common = labels + generator.normal(size=60)
         record = two_classes({"cnn-dnn": common, "average": common + generator.normal(size=60)})
-        return claims._ranks(record, "cnn-dnn") - claims._ranks(record, "average")
+        return claims._pairwise_wins(record, "cnn-dnn") - claims._pairwise_wins(record, "average")
 
     drawn = [draw() for _ in range(400)]
     added = np.array([effects.influence(gap, labels) for gap in drawn])
