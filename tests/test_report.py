@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddlib import Experiment, accuracy_table, epochs_to_reach, gather, interval
+from ddlib._internal.files import DamagedFile
 from ddlib.report import tables as report
 from ddlib.study import records
 from ddlib.study.parameters import resolve
@@ -225,3 +226,10 @@ def test_a_table_of_numbers_can_be_sorted():
     table = accuracy_table(gather(kept), numbers=True)
     assert table["global"].round(3).to_numpy().tolist() == [[65.0, 7.071, 2.0]]
     assert len(table.sort_values([("vote", "mean")])) == 1
+
+
+def test_a_record_of_a_training_that_diverged_is_named(tmp_path):
+    record = record_of({"global": 0.5}, arrays={"score/global": np.full(200, np.nan)})
+    path = record.save(tmp_path)
+    with pytest.raises(DamagedFile, match=f"{path.name} is damaged: .*score/global is NaN"):
+        gather(tmp_path)

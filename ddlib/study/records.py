@@ -156,7 +156,10 @@ def load(path: str | Path) -> Record:
         if (found := files.checksum(data)) != content["arrays_sha256"]:
             raise ValueError(f"{path.stem}.npz should have SHA-256 {content['arrays_sha256']}, it has {found}")
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
-            return Record(content["parameters"], content["rows"], dict(loaded), content["provenance"], path)
+            arrays = dict(loaded)
+        if unknown := [name for name, array in arrays.items() if name.startswith("score/") and np.isnan(array).any()]:
+            raise ValueError(f"{unknown[0]} is NaN, its training has diverged")
+        return Record(content["parameters"], content["rows"], arrays, content["provenance"], path)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
