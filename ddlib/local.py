@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._internal import checks
+from ._internal.losses import at_least_single
 from .decomposition import Decomposition
 from .networks.backbones import Backbone, Builder, build, fill, groupable, tensors
 from .networks.own import check_groups
@@ -165,4 +166,4 @@ def width_of_each(rule: str | int, width: int, number: int) -> int:
 
 def softmax(logits: Tensor) -> Tensor:
     """Softmax over the last axis, in at least single precision."""
-    return torch.softmax(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, -1)
+    return torch.softmax(at_least_single(logits), -1)

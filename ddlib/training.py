@@ -21,7 +21,7 @@ from ._internal import checks
 from ._internal.checkpoints import Checkpoint
 from ._internal.devices import PRECISIONS, autocast, check_device, choose_device, seeded
 from ._internal.loop import Diverged, frozen_parts
-from ._internal.losses import Loss, cross_entropy, over_networks, scalar
+from ._internal.losses import Loss, at_least_single, cross_entropy, over_networks, scalar
 from ._internal.optimizers import make_optimizer, schedule
 from ._internal.progress import progress_bar
 from .images import Batches, ImageSet, Split, memory_format, normalised_as, prepare, split_of, split_to_predict
@@ -237,15 +237,11 @@ def predict(
     try:
         with torch.no_grad(), autocast(first.device, precision, first.dtype):
             batches = (prepare(x.to(first.device), split, first.dtype) for x in split.images.split(size))
-            found = torch.cat([(_single if logits else softmax)(model(x)).cpu() for x in batches])
+            found = torch.cat([(at_least_single if logits else softmax)(model(x)).cpu() for x in batches])
     finally:
         for module, mode in modes.items():
             module.training = mode
     return checks.finite(f"what the {type(model).__name__} predicts", found)
-
-
-def _single(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -53,6 +53,7 @@ def test_the_readme_is_read_in_five_minutes():
         return sum(any(map(str.isalnum, word)) for word in text.split())
 
     assert words(README) <= 1200
+    assert len(README.split()) <= 1500
     assert words(README.partition("\n| ")[0]) <= 170, "first table"
     assert words(README.partition("\nmake ")[0]) <= 340, "first command"
     code = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)

@@ -7,9 +7,8 @@ from torch import nn
 
 def frozen_parts(model: nn.Module) -> list[nn.Module]:
     """Parts that are in eval mode and have weights or statistics, all frozen: they stay in eval mode."""
-    parts = [(module, list(module.parameters())) for module in model.modules() if not module.training]
-    frozen = [module for module, own in parts if not any(weight.requires_grad for weight in own)]
-    return [module for module in frozen if list(module.parameters()) or list(module.buffers())]
+    held = [(m, [*m.parameters(), *m.buffers()]) for m in model.modules() if not m.training]
+    return [m for m, own in held if own and not any(tensor.requires_grad for tensor in own)]
 
 
 class Diverged(FloatingPointError):

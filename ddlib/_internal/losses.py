@@ -11,12 +11,17 @@ from torch.nn import functional as F
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def at_least_single(logits: Tensor) -> Tensor:
+    """Half precision as single precision."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the batch, sum over networks: (B, K) or (B, N, K) logits, (B,) labels → a scalar.
 
     A mean over networks would divide every local gradient by N.
     """
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logits = at_least_single(logits)
     if logits.ndim == 2:
         return F.cross_entropy(logits, labels)
     networks = logits.shape[1]

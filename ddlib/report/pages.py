@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..strategies import STRATEGIES
 from ..study.parameters import resolve
 from .claims import COMPARED, VERDICTS, way
 from .figures import cut, named
@@ -245,7 +244,8 @@ class Report:
     def settings(self, *names: str) -> str:
         """Tables of notebook 10, a row a setting without coarse window; accuracies in %, columns as in print."""
         table = pd.concat([self.csv(name).assign(set=Path(name).parent.name) for name in names]).query("~coarse")
-        strategies = [name for name in STRATEGIES if name in table]
+        shown = ("global", "average", "cnn-dnn", "correction", "transfer")
+        strategies = [name for name in shown if name in table]
         heads = ["", "local CNNs", "work", *map(named, strategies)]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in table.to_dict("records"):
