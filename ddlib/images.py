@@ -1,6 +1,6 @@
 """Image sets as uint8 tensors, and from their images to a batch: mirror, shift, normalise."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -259,13 +259,21 @@ def draw_moves(
     """
     shifts = torch.zeros(steps, len(shape), size, dtype=torch.int64, device="cpu")
     mirrored = torch.zeros_like(shifts, dtype=torch.bool)
-    for step in range(steps):
-        for axis, length in enumerate(shape):
-            most = int(length * reach)
-            shifts[step, axis] = torch.randint(-most, most + 1, (size,), generator=generator, device="cpu")
-            if axis in flip_axes:
-                mirrored[step, axis] = torch.rand(size, generator=generator, device="cpu") < 0.5
+    kinds = [(axis, what) for axis in range(len(shape)) for what in ("shift", "mirror")[: 1 + (axis in flip_axes)]]
+    numbers = _words(steps * len(kinds) * size, generator).view(steps, len(kinds), size)
+    for (axis, what), drawn in zip(kinds, numbers.unbind(1), strict=True):
+        if what == "shift":
+            most = int(shape[axis] * reach)
+            shifts[:, axis] = drawn % (2 * most + 1) - most
+        else:
+            mirrored[:, axis] = drawn % 2**24 < 2**23
     return shifts, mirrored
+
+
+def _words(count: int, generator: torch.Generator) -> Tensor:
+    """So many random words of 32 bits, int64: what `torch.randint` and `torch.rand` take one of for each number."""
+    pairs = torch.empty(-(-count // 2), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
+    return torch.stack([pairs >> 32, pairs], 1).flatten()[:count] & 0xFFFFFFFF
 
 
 def move(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
@@ -289,32 +297,37 @@ def move(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
 class Batches:
     """The training images on their way to the model: a batch, augmented, normalised.
 
-    They lie on the device; where they do not fit, in the CPU's memory, and each batch is sent.
+    They lie on the device; where they do not fit, in the CPU's memory, and each batch is sent.  `place` is where its
+    indices must lie; `obstacle`, why a CUDA graph cannot hold it.
     """
 
     def __init__(self, split: Split, augment: Any, device: torch.device, dtype: torch.dtype):
-        self.fits = device.type != "cuda" or split.images.nbytes <= files.SHARE * memory_free(device)
-        self.images = split.images.to(device) if self.fits else split.images.cpu()
+        fits = device.type != "cuda" or split.images.nbytes <= files.SHARE * memory_free(device)
+        self.images = split.images.to(device) if fits else split.images.cpu()
         self.split = replace(split, mean=split.mean.to(device), std=split.std.to(device))
-        self.augment, self.device, self.dtype = augment, device, dtype
+        self.augment, self.device, self.dtype, self.place = augment, device, dtype, self.images.device
+        self.obstacle = "" if fits else "the images do not fit on the device"
+        self.obstacle = "its augmentation is one's own" if callable(augment) else self.obstacle
 
-    def __call__(self, chosen: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """Indices (steps, B) → normalised images (B, C, *shape), step by step."""
-        moves = None
-        if self.augment is True:
-            drawn = draw_moves(*chosen.shape, self.images.shape[2:], self.split.flip_axes, generator)
-            moves = [drawn.to(self.device) for drawn in drawn]
-        for step, indices in enumerate(chosen.to(self.images.device)):
-            x = self.images.index_select(0, indices)
-            x = x if self.fits else x.pin_memory().to(self.device, non_blocking=True)
-            if moves:
-                x = move(x, moves[0][step], moves[1][step])
-            elif self.augment:
-                x = self._of_ones_own(x, generator)
-            yield prepare(x, self.split, self.dtype)
+    def draw(self, steps: int, size: int, generator: torch.Generator) -> list[Tensor]:
+        """The moves of an epoch, (steps, axes, B) each, where the images are shifted and mirrored."""
+        self.generator = generator
+        if self.augment is not True:
+            return []
+        return [*draw_moves(steps, size, self.images.shape[2:], self.split.flip_axes, generator)]
 
-    def _of_ones_own(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        found = self.augment(x, generator)
+    def __call__(self, indices: Tensor, *moves: Tensor) -> Tensor:
+        """Indices (B,), and the moves of this step → normalised images (B, C, *shape)."""
+        x = self.images.index_select(0, indices)
+        x = x if self.place == self.device else x.pin_memory().to(self.device, non_blocking=True)
+        if moves:
+            x = move(x, *(drawn.to(self.device) for drawn in moves))
+        elif self.augment:
+            x = self._of_ones_own(x)
+        return prepare(x, self.split, self.dtype)
+
+    def _of_ones_own(self, x: Tensor) -> Tensor:
+        found = self.augment(x, self.generator)
         if not isinstance(found, Tensor) or (found.dtype, found.shape) != (x.dtype, x.shape):
             kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"augment must return uint8 images {tuple(x.shape)}, as it gets them; got {kind}.")

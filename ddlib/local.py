@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._internal import checks
+from ._internal.devices import side_by_side
 from ._internal.losses import at_least_single
 from .decomposition import Decomposition
 from .networks.backbones import Backbone, Builder, build, fill, groupable, tensors
@@ -77,13 +78,14 @@ class LocalCNNs(nn.Module):
         dims = len(self.decomposition.image_shape)
         if x.ndim != dims + 2:
             raise ValueError(f"images must be a batch (B, C, *image_shape) of {dims} axes each, got {tuple(x.shape)}.")
-        windows, logits = self.decomposition.cut(x), []
-        for family, network in zip(self.families, self.networks, strict=True):
-            together = torch.cat([windows[i] for i in family], 1) if len(family) > 1 else windows[family[0]]
-            logits.append(network(together).unflatten(1, (len(family), -1)))  # (B, family, K)
+        windows = self.decomposition.cut(x)
+        inputs = [torch.cat([windows[i] for i in f], 1) if len(f) > 1 else windows[f[0]] for f in self.families]
+        found = zip(self.families, side_by_side(self.networks, inputs), strict=True)
+        logits = [each.unflatten(1, (len(family), -1)) for family, each in found]  # (B, family, K)
         if len(logits) == 1:
             return logits[0]
-        return torch.cat(logits, 1)[:, self._order()]
+        each = torch.cat(logits, 1).unbind(1)
+        return torch.stack([each[place] for place in self._order()], 1)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, *image_shape) → local class distributions (B, N, K)."""
@@ -102,15 +104,15 @@ class LocalCNNs(nn.Module):
         else:
             fill(module, tensors(network))
 
-    def part(self, indices: Sequence[int]) -> "LocalCNNs":
+    def part(self, indices: Sequence[int], apart: bool = False) -> "LocalCNNs":
         """The local CNNs `indices` alone, on whole images, as copies of all that they are.
 
-        What one worker trains, or one rank holds.
+        What one worker trains, or one rank holds.  With `apart`, none is grouped with others.
         """
         few = copy.copy(self)
         few.__dict__ |= {key: copy.copy(value) for key, value in vars(self).items() if isinstance(value, dict)}
         few.decomposition = self.decomposition.subset(indices)
-        few.families = self._families(few.decomposition)
+        few.families = [[i] for i in range(len(indices))] if apart else self._families(few.decomposition)
         few.networks = nn.ModuleList(self._copies([indices[own] for own in family]) for family in few.families)
         return few
 

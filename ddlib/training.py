@@ -8,7 +8,7 @@ them, and a resumed run is the uninterrupted one.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from threading import RLock
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ._internal import checks
-from ._internal.checkpoints import Checkpoint
+from ._internal.checkpoints import Checkpoint, NoCheckpoint
 from ._internal.devices import PRECISIONS, autocast, check_device, choose_device, seeded
-from ._internal.loop import Diverged, frozen_parts
+from ._internal.graphs import Step
+from ._internal.loop import Diverged, Rows, Tables, enough_memory, frozen_parts
 from ._internal.losses import Loss, at_least_single, cross_entropy, over_networks, scalar
-from ._internal.optimizers import make_optimizer, schedule
+from ._internal.optimizers import make_optimizer, obstacle_of, schedule, set_rate
 from ._internal.progress import progress_bar
 from .images import Batches, ImageSet, Split, memory_format, normalised_as, prepare, split_of, split_to_predict
 from .local import softmax
@@ -158,7 +159,7 @@ def fit(
     normalised_as(model, split)
     try:
         labels = split.labels.to(device)
-        return _optimise(model, batches, labels, recipe, loss, metrics, after_epoch, checkpoint, progress)
+        return _Training(model, batches, labels, recipe, loss).run(metrics, after_epoch, checkpoint, progress)
     finally:
         model.to(home)
 
@@ -195,12 +196,11 @@ def train_aggregator(
         raise ValueError(f"probabilities must be of {len(split)} images, got {len(p)}.")
     if checkpoint is not None:
         checkpoint = Checkpoint(checkpoint, model.head, p, split.labels)
-    inputs, labels = p.to(device, first.dtype), split.labels.to(device)
+    batches, labels = Rows(p.to(device, first.dtype)), split.labels.to(device)
     recipe = replace(recipe, precision="fp32")
-    batches = lambda chosen, _: (inputs.index_select(0, indices) for indices in chosen)  # noqa: E731
     try:
         head = model.head.to(device)
-        return _optimise(head, batches, labels, recipe, loss, metrics, after_epoch, checkpoint, progress)
+        return _Training(head, batches, labels, recipe, loss).run(metrics, after_epoch, checkpoint, progress)
     finally:
         model.to(home)
 
@@ -249,92 +249,97 @@ def predict(
 _RANDOM = RLock()  # PyTorch's random state is one for all threads: they take turns, an epoch each
 
 
-def _optimise(
-    model: nn.Module,
-    batches: Callable[[Tensor, torch.Generator], Iterator[Tensor]],
-    labels: Tensor,
-    recipe: Recipe,
-    loss: Loss | None,
-    metrics: Metrics | None,
-    after_epoch: Callable[[dict[str, float]], Any] | None,
-    checkpoint: Checkpoint | None,
-    progress: bool | str,
-) -> "pd.DataFrame":
-    import pandas as pd  # here, so that `import ddlib` stays quick
+class _Training:
+    """One training: its step, its epochs, and what is kept of them."""
 
-    if recipe.batch_size > len(labels):
-        raise ValueError(f"batch_size {recipe.batch_size} is larger than the data: {len(labels)} images.")
-    if taken := set(metrics or ()) & set(COLUMNS):
-        raise ValueError(f"a metric cannot be called {taken.pop()!r}: the history has {', '.join(COLUMNS)} already.")
-    steps, optimizer = len(labels) // recipe.batch_size, make_optimizer(model, recipe)
-    described = recipe.described() | ({} if loss is None else {"loss": checks.print_of(loss)})
-    history = [] if checkpoint is None else checkpoint.load(model, optimizer, described)
-    last = len(history) if checkpoint is not None and checkpoint.stopped else recipe.epochs
-    title, frozen = progress if isinstance(progress, str) else type(model).__name__, frozen_parts(model)
-    try:
-        with progress_bar(title, recipe.epochs * steps, len(history) * steps, bool(progress)) as bar:
-            for epoch in range(len(history), last):
-                start = time.perf_counter()
-                model.train()
-                for part in frozen:
-                    part.eval()
-                try:
-                    mean, right = _epoch(model, optimizer, batches, labels, recipe, loss, epoch, bar.update)
-                except torch.OutOfMemoryError as error:
-                    message = f"batch_size {recipe.batch_size} does not fit into the memory of {labels.device.type}"
-                    raise RuntimeError(f"{message}: take a smaller one, or engine='loop' for local CNNs.") from error
-                if not math.isfinite(mean) or not all(bool(p.isfinite().all()) for p in model.parameters()):
-                    raise Diverged.of(title, epoch, mean, history, recipe)
-                rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - start
-                row = dict(zip(COLUMNS, (epoch + 1, mean, right, rate, seconds), strict=True))
-                row |= {name: float(metric(model)) for name, metric in (metrics or {}).items()}
-                history.append(row)
-                bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.3f}", accuracy=f"{right:.1%}")
-                if checkpoint is not None:
+    def __init__(self, model: nn.Module, batches: Batches | Rows, labels: Tensor, recipe: Recipe, loss: Loss | None):
+        if recipe.batch_size > len(labels):
+            raise ValueError(f"batch_size {recipe.batch_size} is larger than the data: {len(labels)} images.")
+        self.model, self.batches, self.labels, self.recipe, self.loss = model, batches, labels, recipe, loss
+        self.steps, self.classes = len(labels) // recipe.batch_size, int(labels.max()) + 1
+        self.optimizer, self.frozen = make_optimizer(model, recipe), frozen_parts(model)
+        self.cast = autocast(labels.device, recipe.precision, next(model.parameters()).dtype)
+        wide = torch.float32 if labels.device.type == "mps" else torch.float64  # Apple's GPUs have no double
+        self.sums = torch.zeros(2, device=labels.device, dtype=wide)  # of losses and right answers, read once an epoch
+        self.tables = Tables(batches.place)
+        self.step = Step(self._step, model, labels.device, batches.obstacle or obstacle_of(self.optimizer))
+
+    def _step(self) -> None:
+        """A batch: augment → normalise → model → loss → optimiser."""
+        indices, *moves = self.tables.take()
+        inputs = self.batches(indices, *moves)
+        targets = self.labels.index_select(0, indices.to(self.labels.device))
+        with self.cast:
+            logits = self.model(inputs)
+        if self.classes > logits.shape[-1]:
+            raise ValueError(f"labels must be below {logits.shape[-1]}, got {self.classes - 1}.")
+        loss = self.loss
+        cost = cross_entropy(logits, targets) if loss is None else scalar(over_networks(loss, logits, targets))
+        self.optimizer.zero_grad(set_to_none=True)
+        cost.backward()
+        self.optimizer.step()
+        answers = logits.detach().argmax(-1).view(len(targets), -1)
+        self.sums[0] += cost.detach() / logits[0, ..., 0].numel()  # the mean over networks
+        self.sums[1] += (answers == targets[:, None]).to(self.sums.dtype).mean()
+
+    def epoch(self, number: int, after_step: Callable[[], object]) -> tuple[float, float]:
+        """One pass over the images, in an order of its own: mean loss and training accuracy, over networks too."""
+        device, recipe, generator = self.labels.device, self.recipe, seeded(self.recipe.seed, number)
+        order = torch.randperm(len(self.labels), generator=generator, device="cpu")
+        of_dropout = int(torch.randint(2**31, (), generator=generator, device="cpu"))
+        chosen = order[: self.steps * recipe.batch_size].view(self.steps, -1)
+        self.tables.fill(chosen, *self.batches.draw(*chosen.shape, generator))
+        self.sums.zero_()
+        self.model.train()
+        for part in self.frozen:
+            part.eval()
+        self.step.begin()
+        with _RANDOM, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(of_dropout)
+            for step in range(self.steps):
+                share = schedule(recipe.schedule, (number + step / self.steps) / recipe.epochs)
+                set_rate(self.optimizer, recipe.rate * share)
+                self.step()
+                after_step()
+        loss, right = (self.sums / self.steps).tolist()
+        return loss, right
+
+    def run(
+        self,
+        metrics: Metrics | None,
+        after_epoch: Callable[[dict[str, float]], Any] | None,
+        checkpoint: Checkpoint | None,
+        progress: bool | str,
+    ) -> "pd.DataFrame":
+        import pandas as pd  # here, so that `import ddlib` stays quick
+
+        model, optimizer, recipe = self.model, self.optimizer, self.recipe
+        metrics, checkpoint = metrics or {}, checkpoint or NoCheckpoint()
+        if taken := set(metrics) & set(COLUMNS):
+            raise ValueError(
+                f"a metric cannot be called {taken.pop()!r}: the history has {', '.join(COLUMNS)} already."
+            )
+        described = recipe.described() | ({} if self.loss is None else {"loss": checks.print_of(self.loss)})
+        history = checkpoint.load(model, optimizer, described)
+        last = len(history) if checkpoint.stopped else recipe.epochs
+        title = progress if isinstance(progress, str) else type(model).__name__
+        try:
+            with progress_bar(title, recipe.epochs * self.steps, len(history) * self.steps, bool(progress)) as bar:
+                for epoch in range(len(history), last):
+                    start = time.perf_counter()
+                    with enough_memory(recipe.batch_size, self.labels.device):
+                        mean, right = self.epoch(epoch, bar.update)
+                    if not math.isfinite(mean) or not all(bool(p.isfinite().all()) for p in model.parameters()):
+                        raise Diverged.of(title, epoch, mean, history, recipe)
+                    rate, seconds = float(optimizer.param_groups[0]["lr"]), time.perf_counter() - start
+                    row = dict(zip(COLUMNS, (epoch + 1, mean, right, rate, seconds), strict=True))
+                    row |= {name: float(metric(model)) for name, metric in metrics.items()}
+                    history.append(row)
+                    bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.3f}", accuracy=f"{right:.1%}")
                     checkpoint.save(model, optimizer, described, history)
-                if after_epoch is not None and after_epoch(dict(row)) is True:
-                    if checkpoint is not None:
+                    if after_epoch is not None and after_epoch(dict(row)) is True:
                         checkpoint.save(model, optimizer, described, history, stopped=True)
-                    break
-    finally:
-        if checkpoint is not None:
+                        break
+        finally:
             checkpoint.leave(model)
-    return pd.DataFrame(history)
-
-
-def _epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Callable[[Tensor, torch.Generator], Iterator[Tensor]],
-    labels: Tensor,
-    recipe: Recipe,
-    loss: Loss | None,
-    epoch: int,
-    after_step: Callable[[], object],
-) -> tuple[float, float]:
-    """One pass over the images, in an order of its own: mean loss and training accuracy, over networks too."""
-    device, size = labels.device, recipe.batch_size
-    steps, generator = len(labels) // size, seeded(recipe.seed, epoch)
-    order = torch.randperm(len(labels), generator=generator, device="cpu").to(device)
-    cast = autocast(device, recipe.precision, next(model.parameters()).dtype)
-    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
-    loss_sum, right = torch.zeros(2, device=device, dtype=wide)  # read once, after the last step
-    chosen = order[: steps * size].view(steps, size)
-    with _RANDOM, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))  # for dropout
-        for step, inputs in enumerate(batches(chosen, generator)):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * schedule(recipe.schedule, (epoch + step / steps) / recipe.epochs)
-            targets = labels[chosen[step]]
-            with cast:
-                logits = model(inputs)
-            if not step and int(labels.max()) >= logits.shape[-1]:
-                raise ValueError(f"labels must be below {logits.shape[-1]}, got {int(labels.max())}.")
-            cost = cross_entropy(logits, targets) if loss is None else scalar(over_networks(loss, logits, targets))
-            optimizer.zero_grad(set_to_none=True)
-            cost.backward()
-            optimizer.step()
-            loss_sum += cost.detach() / logits[0, ..., 0].numel()  # the mean over networks
-            right += (logits.detach().argmax(-1).view(size, -1) == targets[:, None]).to(wide).mean()
-            after_step()
-    return loss_sum.item() / steps, right.item() / steps
+        return pd.DataFrame(history)

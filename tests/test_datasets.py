@@ -193,13 +193,19 @@ def test_every_shift_and_mirror_is_drawn_and_images_are_independent(shape, flips
 
 
 def test_an_epochs_moves_are_those_of_its_steps_drawn_one_by_one():
-    images, flips = torch.arange(240).view(5, 1, 6, 8).to(torch.uint8), (1,)
-    at_once, by_step = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    shifts, mirrored = draw_moves(4, 5, (6, 8), flips, at_once, reach=1 / 3)
+    """And PyTorch's own integers and floats, so that trainings on record come out again."""
+    images, flips = torch.arange(240).view(6, 1, 5, 8).to(torch.uint8), (1,)
+    at_once, by_step, plainly = (torch.Generator().manual_seed(3) for _ in range(3))
+    shifts, mirrored = draw_moves(4, 6, (5, 8), flips, at_once, reach=1 / 3)
     for step in range(4):
         alone = augment(images, flips, by_step, reach=1 / 3)
         assert torch.equal(move(images, shifts[step], mirrored[step]), alone)
+        for axis, most in enumerate((1, 2)):
+            assert torch.equal(shifts[step, axis], torch.randint(-most, most + 1, (6,), generator=plainly))
+            drawn = torch.rand(6, generator=plainly) < 0.5 if axis in flips else torch.zeros(6, dtype=torch.bool)
+            assert torch.equal(mirrored[step, axis], drawn)
     assert torch.equal(at_once.get_state(), by_step.get_state())
+    assert torch.equal(at_once.get_state(), plainly.get_state())
 
 
 # ── digits ──

@@ -54,7 +54,9 @@ def test_fused_is_one_by_one(tiny, recipe, dtype, tolerance):
     fused, history = trained(make(), tiny, recipe, "fused")
     loop, apart_history = trained(make(), tiny, recipe, "loop")
     assert list(apart_history) == [*history, "seconds_longest"]
+    streams, _ = trained(make(), tiny, recipe, "streams")
     assert_same_state(fused, loop, tolerance)
+    assert_same_state(streams, loop, tolerance)
     assert_other_state(fused, make())
     assert all(p.dtype == dtype for p in loop.parameters())
     for column in ("loss", "train_accuracy", "rate"):

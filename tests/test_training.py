@@ -16,8 +16,9 @@ from torch.nn import functional as F
 import ddlib
 from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, accuracy, files, predict
 from ddlib._internal import devices
+from ddlib._internal.devices import seeded
 from ddlib.images import prepare
-from ddlib.training import cross_entropy
+from ddlib.training import cross_entropy, schedule
 
 QUICK = Recipe(epochs=1, batch_size=16, rate=0.05, augment=False, precision="fp32", device="cpu")
 TIMELESS = ["epoch", "loss", "train_accuracy", "rate"]
@@ -147,6 +148,32 @@ def test_one_step_by_hand(tiny):
             p -= recipe.rate * (p.grad + (0.1 * p if p.ndim > 1 else 0))
     assert_same_state(net, other, 1e-10)
     assert history["loss"].item() == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_ten_steps_by_hand(tiny, optimizer):
+    """A plain loop of PyTorch, with the order and the rates that the step reads from its tables."""
+    recipe = Recipe(epochs=5, batch_size=32, optimizer=optimizer, rate=0.01, augment=False, device="cpu")
+    net, other = vgg(dtype=torch.float64), vgg(dtype=torch.float64)
+    history = fit(net, tiny, recipe)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    momentum = {"momentum": 0.9, "nesterov": True} if optimizer == "sgd" else {}
+    weights = [[p for p in other.parameters() if (p.ndim > 1) is decayed] for decayed in (True, False)]
+    groups = [{"params": weights[0], "weight_decay": 5e-4}, {"params": weights[1], "weight_decay": 0.0}]
+    plain = kind(groups, 0.01, **momentum)
+    x = prepare(tiny.train.images, tiny.train, torch.float64)
+    for epoch in range(5):
+        order, losses = torch.randperm(len(x), generator=seeded(0, epoch)), []
+        for step, chosen in enumerate(order.split(32)[: len(x) // 32]):
+            for group in plain.param_groups:
+                group["lr"] = 0.01 * schedule("one-cycle", (epoch + step / (len(x) // 32)) / 5)
+            loss = F.cross_entropy(other(x[chosen]), tiny.train.labels[chosen])
+            plain.zero_grad()
+            loss.backward()
+            plain.step()
+            losses.append(loss.item())
+        assert history["loss"][epoch] == pytest.approx(sum(losses) / len(losses), rel=1e-8)
+    assert_same_state(net, other, 1e-8)
 
 
 def test_every_image_is_seen_once_an_epoch(tiny):

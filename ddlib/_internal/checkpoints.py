@@ -119,6 +119,21 @@ class Checkpoint:
         files.save_tensors(self.path, content)
 
 
+class NoCheckpoint:
+    """What stands for one where none is kept."""
+
+    stopped = False
+
+    def load(self, *_: Any) -> list[dict]:
+        return []
+
+    def save(self, *_: Any, stopped: bool = False) -> None:
+        pass
+
+    def leave(self, model: nn.Module) -> None:
+        pass
+
+
 def pieces(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a training by its name: weights and statistics, and, after a #, the optimiser's buffers of them.
 

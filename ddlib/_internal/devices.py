@@ -1,6 +1,11 @@
 """Where and in which precision to compute, and random numbers that are the same on every machine."""
 
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
 import torch
+from torch import Tensor, nn
 
 from . import checks
 
@@ -60,6 +65,29 @@ def autocast(device: torch.device, precision: str, dtype: torch.dtype) -> torch.
     """
     bf16 = choose_precision(precision, device) == "bf16" and dtype == torch.float32
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def side_by_side(networks: Iterable[nn.Module], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of networks that have an input each; on a GPU, each computes on a stream of its own.
+
+    Their backward passes do so too.  The streams wait for what is there already, and what comes next waits for them.
+    """
+    device, outputs = inputs[0].device, []
+    if device.type != "cuda" or len(inputs) == 1:
+        return [network(x) for network, x in zip(networks, inputs, strict=True)]
+    here, streams = torch.cuda.current_stream(device), _streams(device, len(inputs))
+    for network, x, stream in zip(networks, inputs, streams, strict=True):
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            outputs.append(network(x))
+    for stream in streams:
+        here.wait_stream(stream)
+    return outputs
+
+
+@lru_cache
+def _streams(device: torch.device, count: int) -> list[Any]:
+    return [torch.cuda.Stream(device) for _ in range(count)]
 
 
 def memory_free(device: torch.device) -> int:

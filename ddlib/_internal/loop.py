@@ -1,14 +1,61 @@
 """What the training loop does on the side."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+class Tables:
+    """Tables of an epoch on one device, a row a step: `take` gives the rows of the next step."""
+
+    def __init__(self, device: torch.device):
+        self.row, self.tables = torch.zeros(1, dtype=torch.int64, device=device), []
+
+    def fill(self, *tables: Tensor) -> None:
+        """Those of the next epoch in the place of the last ones, where a graph reads them."""
+        self.row.zero_()
+        self.tables = self.tables or [torch.empty_like(table, device=self.row.device) for table in tables]
+        for own, table in zip(self.tables, tables, strict=True):
+            own.copy_(table)
+
+    def take(self) -> list[Tensor]:
+        rows = [table.index_select(0, self.row)[0] for table in self.tables]
+        self.row += 1
+        return rows
+
+
+class Rows:
+    """Batches of what is known already, (n, ...) on the device, as `images.Batches` gives them of images."""
+
+    obstacle = ""
+
+    def __init__(self, known: Tensor):
+        self.known, self.place = known, known.device
+
+    def draw(self, *_: Any) -> list[Tensor]:
+        return []
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        return self.known.index_select(0, indices)
 
 
 def frozen_parts(model: nn.Module) -> list[nn.Module]:
     """Parts that are in eval mode and have weights or statistics, all frozen: they stay in eval mode."""
     held = [(m, [*m.parameters(), *m.buffers()]) for m in model.modules() if not m.training]
     return [m for m, own in held if own and not any(tensor.requires_grad for tensor in own)]
+
+
+@contextmanager
+def enough_memory(batch_size: int, device: torch.device) -> Iterator[None]:
+    """Where it is not, a RuntimeError says what to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = f"batch_size {batch_size} does not fit into the memory of {device.type}"
+        raise RuntimeError(f"{message}: take a smaller one, or engine='loop' for local CNNs.") from error
 
 
 class Diverged(FloatingPointError):

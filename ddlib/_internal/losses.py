@@ -1,7 +1,6 @@
 """Losses of logits (B, K), and of N networks side by side, (B, N, K)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,13 +30,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def balanced_loss(labels: Tensor) -> Loss:
     """The cross-entropy in which each class weighs as the inverse of its frequency, 1 in the mean over the images."""
     counts = labels.bincount()
-    weight = len(labels) / ((counts > 0).sum() * counts.clamp_min(1).float())
-    return partial(_weighted, weight)
+    return _Weighted(len(labels) / ((counts > 0).sum() * counts.clamp_min(1).float()))
 
 
-def _weighted(weight: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    each = F.cross_entropy(logits.float(), labels, reduction="none")
-    return (weight.to(labels.device)[labels] * each).mean()
+class _Weighted:
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.weight = self.weight.to(labels.device)  # once
+        each = F.cross_entropy(logits.float(), labels, reduction="none")
+        return (self.weight[labels] * each).mean()
 
 
 def over_networks(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:

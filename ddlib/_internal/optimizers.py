@@ -5,11 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def make_optimizer(model: nn.Module, recipe: Any) -> torch.optim.Optimizer:
-    """The optimiser of a recipe; weight decay is for weights of two or more axes alone."""
+    """The optimiser of a recipe; weight decay is for weights of two or more axes alone.
+
+    On a GPU, for weights of single precision, its rate is a tensor there, so that a CUDA graph can hold its steps.
+    """
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not weights:
         raise ValueError(f"there is nothing to train: all weights of the {type(model).__name__} are frozen.")
@@ -30,11 +33,31 @@ def make_optimizer(model: nn.Module, recipe: Any) -> torch.optim.Optimizer:
         if isinstance(made, torch.optim.LBFGS):
             raise ValueError("optimizer LBFGS calls the model several times a step: take one that calls it once.")
         return made
-    options = {"fused": True} if next(iter(weights.values())).device.type in ("cuda", "cpu") else {}
+    device, rate = next(iter(weights.values())).device, recipe.rate
+    if device.type == "cuda" and all(p.dtype == torch.float32 for p in weights.values()):
+        rate = torch.tensor(rate, device=device)
+    options: dict[str, Any] = {"fused": True} if device.type in ("cuda", "cpu") else {}
     if recipe.optimizer == "sgd":
         options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+    else:
+        options["capturable"] = isinstance(rate, Tensor)
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(groups, recipe.rate, **options)
+    return kind(groups, rate, **options)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def obstacle_of(optimizer: torch.optim.Optimizer) -> str:
+    """Why no CUDA graph can hold its steps; empty where one can."""
+    if all(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
+        return ""
+    return "its optimiser is one's own, or its weights are not of single precision"
 
 
 def schedule(kind: str | Callable[[float], float], t: float, rise: float = 0.2) -> float:

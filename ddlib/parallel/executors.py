@@ -28,7 +28,7 @@ from ..training import RECIPES, Loss, Recipe, fit, predict, trains
 if TYPE_CHECKING:
     import pandas as pd
 
-ENGINES = ("auto", "fused", "loop")
+ENGINES = ("auto", "fused", "streams", "loop")
 
 UNREADABLE = (BrokenExecutor, ModuleNotFoundError, pickle.PicklingError, AttributeError)
 
@@ -51,9 +51,10 @@ def train_local(
 
     Args:
         data: the images of all; or a split of its own for each (`channels.shares`), which "fused" cannot take.
-        engine: "fused" trains all in one module with grouped convolutions, "loop" one after another, an executor a
-            task for each, on its workers.  "auto" is fused, the faster one wherever it was measured
-            (`results/bench`), and the loop for backbones that cannot be grouped, or where memory is short.
+        engine: "fused" trains all in one module with grouped convolutions, "streams" side by side in one step, each on
+            a stream of its GPU, "loop" one after another, an executor a task for each, on its workers.  "auto" is
+            fused, the faster one wherever it was measured (`results/bench`; streams were not, yet), and the loop for
+            backbones that cannot be grouped, or where memory is short.
         per_task: how many local CNNs share a task of an executor, fused; alone, they are those of "loop" bit for bit.
         loss: as in `fit`, of each local CNN.
         checkpoint: a file (fused), or the stem of one file for each task; training goes on from there.
@@ -78,11 +79,16 @@ def train_local(
     local.check_independent()
     if not isinstance(engine, Executor):
         engine = checks.one_of("engine", engine, ENGINES)
-        if engine == "fused" and several:
-            raise ValueError("engine 'fused' needs the same images for all; for splits of their own take 'loop'.")
+        if engine in ("fused", "streams") and several:
+            raise ValueError(f"engine {engine!r} needs the same images for all; for splits of their own take 'loop'.")
         fused = engine == "auto" and not several and groupable(local.backbone) and _fits(local, splits[0], recipe)
         if engine == "fused" or fused:
             return fit(local, splits[0], recipe, loss=loss, checkpoint=checkpoint, progress=progress)
+        if engine == "streams":
+            apart = local.part(range(len(local)), apart=True)
+            history = fit(apart, splits[0], recipe, loss=loss, checkpoint=checkpoint, progress=progress)
+            local.load_part(range(len(local)), apart)
+            return history
         engine, per_task = _Here(), 1
     return _train_apart(local, data, recipe, engine, per_task, loss, checkpoint, progress)
 
