@@ -44,7 +44,18 @@ def datasets(action: str, name: str | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Only list the points and what is on record.")
 @click.option("--force", is_flag=True, help="Run points that are on record as well.")
 @click.option("--only", metavar="EXPR", help="A pandas query over the points, e.g. \"grid == '2x2'\".")
-def sweep(plan: str, jobs: int, dask: str | None, dry_run: bool, force: bool, only: str | None) -> int:
+@click.option("--without-notebooks", is_flag=True, help="Keep records alone: no kernels to start, for a GPU.")
+@click.option("--minutes", default=0.0, help="Stop after so many; called again, it goes on.")
+def sweep(
+    plan: str,
+    jobs: int,
+    dask: str | None,
+    dry_run: bool,
+    force: bool,
+    only: str | None,
+    without_notebooks: bool,
+    minutes: float,
+) -> int:
     """Run the points of a plan that are not on record: ddlib sweep notebooks/plans/quick.yaml --jobs 2"""
     from .study import sweep
 
@@ -54,7 +65,8 @@ def sweep(plan: str, jobs: int, dask: str | None, dry_run: bool, force: bool, on
         print(sweep.table(points)[["point", "status", "notebook"]].to_string(index=False))
         return 0
     with sweep.dask_executor(dask, jobs) if dask else nullcontext() as executor:
-        results = sweep.run(points, executor, jobs=jobs, force=force)
+        how = {"jobs": jobs, "force": force, "notebooks": not without_notebooks, "minutes": minutes}
+        results = sweep.run(points, executor, **how)
     print(results.to_string(index=False, max_colwidth=100))
     print(results["result"].value_counts().to_string())
     return int("failed" in set(results["result"]))

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -143,8 +144,9 @@ def test_a_dead_kernel_fails_its_point_alone_and_the_rerun_does_only_that(tmp_pa
 def test_a_point_that_another_sweep_is_at_is_waited_for(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     started = []
-    monkeypatch.setattr(sweep, "execute", lambda *_: started.append(True))
-    work = threading.Thread(target=sweep.run_point, args=("a.ipynb", str(tmp_path), "point", {}))
+    monkeypatch.setattr(sweep, "execute", lambda *_, **__: started.append(True))
+    point = SimpleNamespace(notebook="a.ipynb", output=tmp_path, name="point")
+    work = threading.Thread(target=sweep.run_point, args=(point, {}, float("inf")))
     with FileLock(tmp_path / "checkpoints" / "point.lock"):
         work.start()
         work.join(1)

@@ -95,6 +95,29 @@ def test_a_sweep_of_two_jobs_goes_on_after_a_failure_and_skips_what_is_on_record
     assert records.gather(out).drop(columns="seconds").equals(alone)
 
 
+def test_without_notebooks_the_records_are_the_same(tmp_path, capsys, one_thread):
+    path, out = plan_file(tmp_path, f"{TINY}, grids: [2x2], precision: fp32, batch_size: 50"), tmp_path / "out"
+    assert main(["sweep", str(path), "--without-notebooks", "--minutes", "10"]) == 0
+    [point] = sweep.read_plan(path)
+    again = point.experiment.run(tmp_path / "here", progress=False)
+    assert records.gather(out)["test_accuracy"].tolist() == again["test_accuracy"].tolist()
+    assert list(out.glob("notebooks/*")) == []
+    assert sweep.run_point(point, None, deadline=time.time()) == sweep.LEFT
+
+
+def test_a_point_is_stopped_when_the_minutes_are_over(tmp_path, one_thread):
+    endless = f"{TINY}, grids: [2x2], batch_size: 50".replace("epochs: 1,", "epochs: 100000,", 1)
+    [point] = sweep.read_plan(plan_file(tmp_path, endless))
+    before = signal.getsignal(signal.SIGALRM)
+    (tmp_path / "out/checkpoints").mkdir(parents=True)
+    try:
+        assert sweep.run_point(point, None, deadline=time.time() + 3) == sweep.LEFT
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert list(tmp_path.glob("out/checkpoints/*local*"))  # from which it goes on
+    assert point.status() == "new"
+
+
 def test_without_the_projects_notebooks_a_sweep_says_where_to_call_it(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("ddlib.study.parameters.project_folder", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/notebooks: pip does not install .*call this in"):
@@ -150,7 +173,7 @@ def test_a_failure_stops_nothing_else_and_what_is_on_record_is_skipped(tmp_path:
     plan = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2], seeds: [0, 1]"))
     asked, broken = [], [0]
 
-    def execute(notebook, executed, given):
+    def execute(notebook, executed, given, deadline):
         asked.append(given["seeds"])
         if given["seeds"] in broken:
             return "ValueError: on purpose"

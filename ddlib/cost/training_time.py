@@ -71,7 +71,7 @@ class Setting:
 
     def recipe(self, stage: str = "local", **changed: Any) -> Recipe:
         """An epoch of a stage."""
-        return replace(RECIPES[stage], epochs=1, batch_size=self.batch_size, **changed)
+        return replace(RECIPES[stage], **{"epochs": 1, "batch_size": self.batch_size, **changed})
 
 
 def settings(profile: str = "full", images: int = 1536) -> list[Setting]:

@@ -14,12 +14,16 @@ A plan of several such blocks has them as a list under `blocks`.
 
 import ast
 import itertools
+import math
 import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from .experiment import Experiment
 from .parameters import notebooks_folder, points, read_yaml, resolve
 
 BLOCK = ("notebook", "output", "parameters")
+LEFT = "the minutes are over; it goes on from its last epoch"
 
 
 @dataclass(frozen=True)
@@ -119,18 +124,31 @@ def select(plan: list[Point], expression: str) -> list[Point]:
         raise ValueError(f"{expression!r} cannot be evaluated ({error}); columns: {', '.join(frame)}.") from None
 
 
-def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, force: bool = False) -> pd.DataFrame:
+def run(
+    plan: list[Point],
+    executor: Executor | None = None,
+    *,
+    jobs: int = 1,
+    force: bool = False,
+    notebooks: bool = True,
+    minutes: float = 0,
+) -> pd.DataFrame:
     """Run the points that are not on record; a failure is kept as its reason, and the others go on.
 
     Args:
         executor: any `concurrent.futures.Executor` whose workers see the folders; None for threads, each with the
-            kernel of its notebook, a process of its own.
-        jobs: of these threads; the kernels share the cores, unless OMP_NUM_THREADS is set.
+            kernel of its notebook, a process of its own, or for processes, where no notebooks are executed.
+        jobs: of these; they share the cores, unless OMP_NUM_THREADS is set.
         force: run points that are on record as well; without it, outdated ones are listed and stay as they are.
+        notebooks: keep an executed notebook of each point; without, a point has no kernel to start.
+        minutes: after so many, what runs is stopped, and the rest left; both go on from there the next time.  0: never.
 
     Returns:
-        A row a point: point, result ("done", "skipped", "failed"), reason.
+        A row a point: point, result ("done", "skipped", "failed", "left"), reason.
     """
+    deadline = time.time() + 60 * checks.real("minutes", minutes, 0) if minutes else math.inf
+    if minutes and executor is not None and not notebooks:
+        raise ValueError("minutes without notebooks are kept by processes of this machine: give jobs, no executor.")
     for folder in {point.output / below for point in plan for below in ("checkpoints", "notebooks")}:
         files.writable_folder(folder)
     frame = pd.DataFrame({"point": [p.name for p in plan], "result": "skipped", "reason": [p.status() for p in plan]})
@@ -139,7 +157,7 @@ def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, f
         print(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
     if executor is None:
         jobs = checks.integer("jobs", jobs, 1)
-        executor = ThreadPoolExecutor(jobs)
+        executor = ThreadPoolExecutor(jobs) if notebooks else ProcessPoolExecutor(jobs, get_context("spawn"))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // jobs)))  # of the kernels, by what is ours
     tasks: dict[Future, int] = {}
     chosen = frame.index if force else frame.index[frame["reason"] == "new"]
@@ -147,12 +165,13 @@ def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, f
         try:
             for index in chosen:
                 point = plan[index]
-                given = {**point.parameters, "reuse": not force}
-                tasks[executor.submit(run_point, str(point.notebook), str(point.output), point.name, given)] = index
+                given = {**point.parameters, "reuse": not force} if notebooks else None
+                tasks[executor.submit(run_point, point, given, deadline)] = index
             for task in as_completed(tasks):
                 error, index = task.exception(), tasks[task]
                 reason = f"{type(error).__name__}: {error}" if error else task.result()
-                frame.loc[index, ["result", "reason"]] = ["failed" if reason else "done", reason]
+                result = "left" if reason == LEFT else "failed" if reason else "done"
+                frame.loc[index, ["result", "reason"]] = [result, reason]
                 bar.set_postfix_str(" ".join(frame.loc[index, ["point", "result"]]), refresh=False)
                 bar.update()
         finally:
@@ -161,25 +180,60 @@ def run(plan: list[Point], executor: Executor | None = None, *, jobs: int = 1, f
     return frame
 
 
-def run_point(notebook: str, output: str, name: str, parameters: dict[str, Any]) -> str:
-    """The task of a sweep: execute a notebook.  May run twice; the second waits, and finds the record.
+def run_point(point: Point, parameters: dict[str, Any] | None, deadline: float) -> str:
+    """The task of a sweep: execute a notebook with these parameters; None: train without.
+
+    May run twice; the second waits, and finds the record.
 
     Returns:
         Why it failed, or an empty text.
     """
-    with FileLock(Path(output) / "checkpoints" / f"{name}.lock"):
-        return execute(notebook, Path(output) / "notebooks" / f"{name}.ipynb", parameters)
+    with FileLock(point.output / "checkpoints" / f"{point.name}.lock"):
+        if time.time() >= deadline:
+            return LEFT
+        if parameters is None:
+            return _train(point, deadline)
+        executed = point.output / "notebooks" / f"{point.name}.ipynb"
+        return execute(point.notebook, executed, parameters, deadline=deadline)
 
 
-def execute(notebook: str | Path, executed: Path, parameters: dict[str, Any], again: bool = True) -> str:
+def _train(point: Point, deadline: float) -> str:
+    """Alone in its process, which the alarm interrupts; each training goes on from its last epoch the next time."""
+    timed = deadline < math.inf
+    try:
+        if timed:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)  # a KeyboardInterrupt, as Ctrl-C is
+            signal.setitimer(signal.ITIMER_REAL, max(deadline - time.time(), 0.001))
+        point.experiment.run(point.output, progress=False)
+    except KeyboardInterrupt:
+        return LEFT
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return ""
+
+
+def execute(
+    notebook: str | Path,
+    executed: Path,
+    parameters: dict[str, Any],
+    again: bool = True,
+    deadline: float = math.inf,
+) -> str:
     """Run a notebook, quietly; why it failed, the error's name and value, or an empty text."""
     os.environ["DDLIB_PROGRESS"] = "0"
     quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=CRITICAL"]}
+    if deadline < math.inf:
+        quiet["execution_timeout"] = max(1, round(deadline - time.time()))
     try:
         papermill.execute_notebook(str(notebook), str(executed), parameters, **quiet)
     except Exception as error:  # of a cell, or a kernel that died, a full disk
         if again and "before replying" in str(error):  # another kernel took its ports before it was up
-            return execute(notebook, executed, parameters, again=False)
+            return execute(notebook, executed, parameters, again=False, deadline=deadline)
+        if time.time() >= deadline:
+            return LEFT
         return f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     return ""
 
