@@ -1,9 +1,11 @@
 """Where and in which precision to compute, and random numbers that are the same on every machine."""
 
+import random
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,3 +107,9 @@ def seeded(*entropy: int) -> torch.Generator:
     for number in entropy:
         mixed = (mixed * 1_000_003 + number + 0x9E3779B9) % 2**63
     return torch.Generator().manual_seed(mixed)
+
+
+def random_on_cpu() -> str:
+    """The states of what draws random numbers on the CPU, as text: equal where nothing was drawn."""
+    numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - what others draw from
+    return f"{random.getstate()} {numpy['key'].tobytes()} {numpy['pos']} {torch.get_rng_state().tolist()}"

@@ -5,16 +5,15 @@ captured, and replayed from then on.
 """
 
 import os
-import random
 import warnings
 from collections.abc import Callable
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import nn
 
 from .checkpoints import layers
+from .devices import random_on_cpu
 
 USUAL = 3  # steps before the capture: buffers and plans that are made once are made in them
 
@@ -51,13 +50,14 @@ class Step:
 
     def _watched(self) -> None:
         """A step on the graph's own stream; the last one before the capture is watched for what no graph can hold."""
-        self.taken, here, drawn = self.taken + 1, torch.cuda.current_stream(self.device), _random_on_cpu()
+        self.taken, here, drawn = self.taken + 1, torch.cuda.current_stream(self.device), random_on_cpu()
         self.stream = self.stream or torch.cuda.Stream(self.device)
         self.stream.wait_stream(here)
         mode = torch.cuda.get_sync_debug_mode()
         with torch.cuda.stream(self.stream), warnings.catch_warnings(record=self.taken == USUAL) as told:
-            warnings.simplefilter("always" if self.taken == USUAL else "default")
-            torch.cuda.set_sync_debug_mode("warn" if self.taken == USUAL else mode)
+            if self.taken == USUAL:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
             try:
                 self.step()
             finally:
@@ -65,13 +65,17 @@ class Step:
         here.wait_stream(self.stream)
         if any("synchroniz" in str(warning.message) for warning in told or ()):
             self._as_usual("it waits for the GPU, to read a number, say")
-        elif self.taken == USUAL and drawn != _random_on_cpu():
+        elif self.taken == USUAL and drawn != random_on_cpu():
             self._as_usual("it draws random numbers on the CPU")
 
     def _capture(self) -> None:
         self.graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[self.device.index]
+        here, how = (
+            torch.cuda.current_stream(self.device),
+            {"stream": self.stream, "capture_error_mode": "thread_local"},
+        )
         try:
-            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+            with torch.cuda.stream(here), torch.cuda.graph(self.graph, **how):  # back on this one if it fails, too
                 self.step()
         except RuntimeError as error:
             self.graph = None
@@ -92,8 +96,3 @@ def _hooks(model: nn.Module) -> str:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooked = [thing for thing in (*model.modules(), *model.parameters()) if any(getattr(thing, k, 0) for k in kinds)]
     return f"hooks of the {type(hooked[0]).__name__} would not be called" if hooked else ""
-
-
-def _random_on_cpu() -> str:
-    numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - what others draw from
-    return f"{random.getstate()} {numpy['key'].tobytes()} {numpy['pos']} {torch.get_rng_state().tolist()}"

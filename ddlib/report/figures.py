@@ -1,6 +1,7 @@
 """The pictures, drawn from decompositions, images, records and tables; legible in grey and to the colour-blind."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import NullFormatter
 
 from ..strategies import STRATEGIES, Strategy
 from ..study.trainings import seconds
@@ -161,7 +162,8 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", by: str, title: str = ""
     """Test accuracy in % over seconds of training, `by` "one machine" or "parallel"; columns as in `tables.costs`.
 
     Means over the seeds (faint) of the most frequent regime; of the global CNN after all numbers of epochs, as a
-    line: what else the same time can buy.  Up to six points that no other beats in both are named.
+    line: what else the same time can buy.  In parallel it has dashed copies, data-parallel training on as many workers
+    as there are windows in which nothing is lost.  Up to six points that no other beats in both are named.
     """
     import pandas as pd
 
@@ -176,13 +178,56 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", by: str, title: str = ""
         means = rows.groupby(["grid", "overlap", "epochs"])[[by, "test_accuracy"]].mean().sort_values(by)
         line = {"linestyle": "-" if strategy == "global" else "none", "linewidth": 1, "markersize": 7}
         ax.plot(means[by], 100 * means["test_accuracy"], marker=marker, color=colour, label=named(strategy), **line)
+        for workers in sorted({prod(map(int, grid.split("x"))) for grid in usual["grid"] if grid != "regions"}):
+            if strategy == "global" and by == "parallel":
+                ax.plot(means[by] / workers, 100 * means["test_accuracy"], "--", color=colour, linewidth=1)
+                spot = {"xytext": (-3, -3), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
+                ax.annotate(
+                    f"on {workers}", (means[by].iloc[0] / workers, 100 * means["test_accuracy"].iloc[0]), **spot
+                )
     front = pareto(shown, by).drop_duplicates(["grid", "overlap", "epochs"])  # above and to the left there is nothing
     for row in front.tail(6).to_dict("records"):
         text = f"global, {row['epochs']} epochs" if row["strategy"] == "global" else cut(row["grid"], row["overlap"])
         spot = {"xytext": (-5, 5), "textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 8}
         ax.annotate(text, (row[by], 100 * row["test_accuracy"]), **spot)
     workers = "a worker for each local CNN,\ncoherent training on one" if by == "parallel" else "on one machine"
-    ax.set(xscale="log", xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
+    ax.set(xlabel=f"seconds of training, {workers}", ylabel="test accuracy (%)", title=title)
     ax.margins(x=0.12)
-    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
+    _log_x(ax)
+
+
+def time_bought(ax: Axes, times: "pd.DataFrame", curve: "pd.Series", workers: int) -> None:
+    """Accuracy in % over the work of one worker: decomposed models, and the global CNN after several lengths.
+
+    Args:
+        times: a row a run: strategy, seed, coarse, accuracy, "epochs of the global CNN", and what else tells settings.
+        curve: accuracy of the global CNN by its number of epochs: a line, and dashed, divided by `workers`.
+    """
+    work = "epochs of the global CNN"
+    settings = [column for column in times if column not in ("strategy", "seed", "accuracy", work)]
+    colour, marker = style_of("global")
+    ax.plot(curve.index, curve, marker=marker, color=colour, label="global CNN, one worker")
+    ax.plot(curve.index / workers, curve, "--", color=colour, label=f"data-parallel on {workers},\nnothing lost")
+    for strategy, runs in times.groupby("strategy", sort=False):
+        colour, marker = style_of(strategy)
+        if runs["seed"].nunique() > 1:
+            ax.plot(runs[work], runs["accuracy"], marker, color=colour, alpha=0.25, markersize=3)
+        means = runs.groupby(settings)[[work, "accuracy"]].mean().reset_index()
+        for coarse, some in means.groupby("coarse"):
+            fill = {"fillstyle": "full" if coarse else "none", "label": None if coarse else named(strategy)}
+            ax.plot(some[work], some["accuracy"], marker, color=colour, markersize=6, **fill)
+    low = min(times["accuracy"].min(), curve.max())
+    ax.set(xlabel="work of one worker, in epochs of the global CNN", ylabel="test accuracy (%)")
+    ax.set_ylim(bottom=low - 0.1 * (curve.max() - low) - 0.5)
+    _log_x(ax)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _log_x(ax: Axes) -> None:
+    """A logarithmic axis whose ticks are 1, 2, 5, 10, …, as plain numbers."""
+    ax.set_xscale("log")
+    first, last = ax.get_xlim()
+    ticks = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if first <= tick <= last]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -36,7 +36,7 @@ from .._internal import checks, files
 from .._internal.progress import progress_bar
 from . import records
 from .experiment import Experiment
-from .parameters import notebooks_folder, points, read_yaml, resolve
+from .parameters import LISTS, notebooks_folder, points, read_yaml, resolve
 
 BLOCK = ("notebook", "output", "parameters")
 LEFT = "the minutes are over; it goes on from its last epoch"
@@ -100,7 +100,7 @@ def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
     output = resolve(block["output"])
     for values in itertools.product(*lists.values()):
         given = dict(zip(lists, values, strict=True))
-        asked = {k: v for k, v in {**usual, **given}.items() if k not in ("output", "reuse")}
+        asked = {k: v for k, v in {**usual, **given}.items() if k in {*Experiment.__dataclass_fields__, *LISTS}}
         found = points(**asked)
         if len(found) != 1:
             raise ValueError(f"{path}: a point has one value of each, got {asked}; write YAML lists instead.")
