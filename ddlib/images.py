@@ -196,6 +196,10 @@ def stratified(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of `size` images and of the rest, each class in proportion; both sorted."""
     from sklearn.model_selection import train_test_split
 
+    counts = labels.bincount()
+    if size < len(labels) and (counts == 1).any():
+        alone = (counts == 1).nonzero()[0].item()
+        raise ValueError(f"class {alone} has a single image: images cannot be drawn from each class in proportion.")
     if len(labels) - size < len(labels.unique()):  # too few are left for one of each class: any will do
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         parts = (order[:size].tolist(), order[size:].tolist())

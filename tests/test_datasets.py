@@ -253,6 +253,12 @@ def test_few_draws_just_so_many_in_proportion(digits, size):
     assert torch.equal(few.train.mean, digits.train.mean)
 
 
+def test_a_class_of_one_image_cannot_be_drawn_in_proportion():
+    halves = [(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 0, 0, 0, 1]))] * 2
+    with pytest.raises(ValueError, match="class 1 has a single image"):
+        ddlib.image_set("mine", *halves).few(3)
+
+
 def test_few_is_a_draw_by_seed(digits):
     images = {tuple(image.flatten().tolist()) for image in digits.train.images}
     first, again, other = digits.few(40, seed=1), digits.few(40, seed=1), digits.few(40, seed=2)
