@@ -33,6 +33,8 @@ from .training import RECIPES, Recipe, fit, predict, train_aggregator
 if TYPE_CHECKING:
     import pandas as pd
 
+SAMPLES = ("all", "shares", "windows")  # what a sub-network trains on
+
 
 class Trainings:
     """The trainings behind the strategies, on one data set and decomposition, each made once, when first asked for.
@@ -73,7 +75,7 @@ class Trainings:
     ):
         for name in recipes:
             checks.one_of("training", name, RECIPES)
-        checks.one_of("samples", samples, ("all", "shares", "windows"))
+        checks.one_of("samples", samples, SAMPLES)
         checks.one_of("ties", ties, TIES)
         self.backbone, self.decomposition, self.data = backbone, decomposition, data
         self.recipes, self.loss = {**RECIPES, **recipes}, balanced_loss(data.train.labels) if balanced else None
