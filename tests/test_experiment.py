@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddlib
-from ddlib import Experiment, accuracy_table, gather
+from ddlib import Experiment, accuracy_table, gather, strategies
 from ddlib._internal.files import DamagedFile
 from ddlib.data.sets import DATASETS, Entry
 from ddlib.images import prepare
@@ -21,7 +21,7 @@ from ddlib.training import cross_entropy, predict
 
 SMALL = {"dataset": "tiny", "width": 8, "epochs": 2, "dense_epochs": 2, "batch_size": 16, "precision": "fp32"}
 ALL = ("global", "local", "average", "vote", "cnn-dnn", "coherent", "transfer")
-TRAININGS = ("fit", "train_coherent", "train_local", "train_aggregator")
+TRAININGS = {"fit": kept, "train_coherent": kept, "train_local": kept, "train_aggregator": strategies}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,9 +43,9 @@ def registered(tiny, tiny3d):
 def trainings(monkeypatch):
     """The names of the trainings that are called, in order."""
     called = []
-    for name in TRAININGS:
-        real = getattr(kept, name)
-        monkeypatch.setattr(kept, name, lambda *a, name=name, real=real, **o: (called.append(name), real(*a, **o))[1])
+    for name, where in TRAININGS.items():
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, name=name, real=real, **o: (called.append(name), real(*a, **o))[1])
     return called
 
 
@@ -355,7 +355,7 @@ def test_an_interrupted_point_goes_on(tmp_path, trainings, monkeypatch):
     point = Experiment(**SMALL, strategies=("cnn-dnn",))
     expected = point.record(progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "train_aggregator", fail)
+        patch.setattr(strategies, "train_aggregator", fail)
         with pytest.raises(KeyboardInterrupt):
             point.record(tmp_path, progress=False)
     assert list(tmp_path.glob("*.json")) == []
@@ -433,8 +433,8 @@ def untrained(monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("something was trained")
 
-    for name in TRAININGS:
-        monkeypatch.setattr(kept, name, never)
+    for name, where in TRAININGS.items():
+        monkeypatch.setattr(where, name, never)
 
 
 @pytest.mark.parametrize(
