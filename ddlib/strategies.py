@@ -33,6 +33,8 @@ from .training import RECIPES, Recipe, fit, predict, train_aggregator
 if TYPE_CHECKING:
     import pandas as pd
 
+SAMPLES = ("all", "shares", "windows")  # what a sub-network trains on
+
 
 class Trainings:
     """The trainings behind the strategies, on one data set and decomposition, each made once, when first asked for.
@@ -73,7 +75,7 @@ class Trainings:
     ):
         for name in recipes:
             checks.one_of("training", name, RECIPES)
-        checks.one_of("samples", samples, ("all", "shares", "windows"))
+        checks.one_of("samples", samples, SAMPLES)
         checks.one_of("ties", ties, TIES)
         self.backbone, self.decomposition, self.data = backbone, decomposition, data
         self.recipes, self.loss = {**RECIPES, **recipes}, balanced_loss(data.train.labels) if balanced else None
@@ -142,31 +144,33 @@ class Trainings:
 
     # ── how they are trained; `study` does these with checkpoints, engines and ranks ──
 
-    def fit(self, training: str, model: nn.Module) -> nn.Module:
+    def fit(self, training: str, model: nn.Module, train: Callable = fit, **options: Any) -> nn.Module:
         """Train a whole model on all training images."""
-        both = self.local_losses and isinstance(model, CNNDNN)
-        trained = BothLevels(model) if both else model
-        self.histories[training] = fit(trained, self.data, self.recipes[training], loss=self.loss, progress=training)
+        trained = BothLevels(model) if self.local_losses and isinstance(model, CNNDNN) else model
+        self.carry_out(training, trained, train, trained, self.data, **options)
         return model
 
     def train_local(self, training: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
         """Train the local CNNs, each alone: side by side, which is the same, or each on images of its own."""
         if isinstance(images, Split):
-            self.histories[training] = fit(local, images, self.recipes[training], loss=self.loss, progress=training)
+            self.carry_out(training, local, fit, local, images)
             return local
         for index, own in enumerate(images):
             part = local.part([index])
-            self.histories[f"{training} {index}"] = fit(
-                part, own, self.recipes[training], loss=self.loss, progress=training
-            )
+            self.carry_out(f"{training}, {index}", part, fit, part, own)
             local.load_part([index], part)
         return local
 
     def train_head(self, training: str, head: DenseAggregator) -> CNNDNN:
         """Train a dense network on what the trained local CNNs say of the training images."""
-        model, options = CNNDNN(self.model("local"), head), {"probabilities": self.seen_by_head(), "loss": self.loss}
-        self.histories[training] = train_aggregator(model, self.data, self.recipes[training], **options)
+        model = CNNDNN(self.model("local"), head)
+        self.carry_out(training, head, train_aggregator, model, self.data, probabilities=self.seen_by_head())
         return model
+
+    def carry_out(self, training: str, model: nn.Module, train: Callable, *arguments: Any, **options: Any) -> None:
+        """Call `train`, which trains `model`, with the recipe of that name; its history is kept."""
+        recipe = self.recipes[training.partition(",")[0]]  # "local, fold 1" trains as "local"
+        self.histories[training] = train(*arguments, recipe, **{"loss": self.loss, "progress": training} | options)
 
     def seen_by_head(self) -> Tensor:
         """(n, N, K) local probabilities of the training images, on which the dense network learns."""
@@ -265,7 +269,9 @@ class Strategy:
 
 HEADS = ("dense network", "correction")  # trainings of a dense network alone
 _LOCAL, _HEAD = ("local_width", "coarse"), ("log_probabilities", "dense_hidden", "dense_start")
+_COHERENT, _SPLIT = ("local_losses", *_LOCAL, *_HEAD), ("channel_parts", "samples")
 _TWO_STEPS, _SUBS = ("local", "dense network"), ("sub-networks",)
+_TRANSFER = (*_TWO_STEPS, "transfer")
 
 STRATEGIES: dict[str, Strategy] = {
     "global": Strategy("global", ("global",), global_cnn, usual=True, colour="#000000", marker="s"),
@@ -288,31 +294,13 @@ STRATEGIES: dict[str, Strategy] = {
         "coarse correction", ("local", "correction"), correction, options=("out_of_fold",), colour="#8C2D04", marker="d"
     ),
     "coherent": Strategy(
-        "coherent",
-        ("coherent",),
-        coherent,
-        usual=True,
-        options=("local_losses", *_LOCAL, *_HEAD),
-        colour="#CC79A7",
-        marker="X",
+        "coherent", ("coherent",), coherent, usual=True, options=_COHERENT, colour="#CC79A7", marker="X"
     ),
     "transfer": Strategy(
-        "transfer",
-        (*_TWO_STEPS, "transfer"),
-        transfer,
-        usual=True,
-        options=("local_losses",),
-        colour="#009E73",
-        marker="P",
+        "transfer", _TRANSFER, transfer, usual=True, options=("local_losses",), colour="#009E73", marker="P"
     ),
     "sub-networks": Strategy(
-        "sub-networks",
-        _SUBS,
-        sub_networks,
-        several=True,
-        options=("channel_parts", "samples"),
-        colour="#777777",
-        marker="<",
+        "sub-networks", _SUBS, sub_networks, several=True, options=_SPLIT, colour="#777777", marker="<"
     ),
     "composed": Strategy("composed", _SUBS, composed, colour="#882255", marker="^"),
     "channels": Strategy("channels", (*_SUBS, "channels"), composed_and_trained, colour="#E69F00", marker="h"),

@@ -155,12 +155,6 @@ def test_strategies_that_agree_on_every_image_may_differ_on_others():
     assert row["image error"] == pytest.approx(100 * (2 / (n + 1) / (n + 2)) ** 0.5)  # two images, one for each
 
 
-def test_a_changed_record_changes_the_table():
-    usual = record_of({"cnn-dnn": 0.9, "average": 0.5})
-    other = replace(usual, arrays=usual.arrays | {"predicted/average": RECORDED[None]})
-    assert judge([other])["difference"].item() == pytest.approx(-10)
-
-
 def test_a_record_speaks_of_the_strategies_that_it_was_asked_for():
     found = [record_of({"cnn-dnn": 0.9, "average": 0.5}, seed) for seed in range(3)]
     assert claims.judge([record.only(["cnn-dnn"]) for record in found]).empty
@@ -201,9 +195,8 @@ def test_the_error_of_an_area_is_that_of_drawing_other_images():
 
     drawn = [draw() for _ in range(400)]
     added = np.array([effects.influence(gap, labels) for gap in drawn])
-    assert np.mean(np.sqrt((added**2).sum(1) / 60 / 59)) == pytest.approx(
-        100 * np.std([gap.mean() for gap in drawn]), rel=0.1
-    )
+    expected = 100 * np.std([gap.mean() for gap in drawn])
+    assert np.mean(np.sqrt((added**2).sum(1) / 60 / 59)) == pytest.approx(expected, rel=0.1)
 
 
 # ── statistics ──
@@ -232,9 +225,8 @@ def test_moderated_variances_are_those_of_smyths_prior():
     generator, d0, s0 = np.random.default_rng(0), 6.0, 0.5
     spread = np.sqrt(s0**2 * d0 / generator.chisquare(d0, size=4000))
     about, images = row_of([0]).about, np.broadcast_to(0.0, 10**6)  # so many that shares are not rounded
-    rows = [
-        effects.Row(about | {"epochs": k}, sd * generator.normal(size=3), images, 0.0) for k, sd in enumerate(spread)
-    ]
+    own = [about | {"epochs": k} for k in range(4000)]
+    rows = [effects.Row(a, sd * generator.normal(size=3), images, 0.0) for a, sd in zip(own, spread, strict=True)]
     effects.moderate(rows)
     assert effects._strength([rows]) == pytest.approx(d0, rel=0.3)
     assert effects._usual(rows, d0) == pytest.approx(s0**2, rel=0.05)
@@ -317,13 +309,8 @@ def test_rates_of_the_rule(compared):
     false, power = (np.mean([decided(true) for _ in range(rounds)], axis=0) for true in (0.0, 1.0))
     print(f"\nfalse positives {false.mean():.1%}, power for one point {power.mean():.0%}:")
     for name, keys in (("claim", family), ("dataset", dataset)):
-        print(
-            *(
-                f"  {name} {key}: {false[keys == key].mean():.1%}, {power[keys == key].mean():.0%}"
-                for key in sorted({*keys})
-            ),
-            sep="\n",
-        )
+        for key in sorted({*keys}):
+            print(f"  {name} {key}: {false[keys == key].mean():.1%}, {power[keys == key].mean():.0%}")
     assert false.mean() < 0.01
     assert power.mean() > 0.3
     assert power[np.isin(family, ["C1", "C2"])].mean() > 0.4
@@ -362,11 +349,8 @@ def test_a_new_problem_has_the_interval_of_one_more_draw():
 
 def test_a_forest_has_a_line_a_point_ordered_by_effect_and_a_diamond_a_mean():
     accuracies = {"cnn-dnn": 0.9, "average": 0.6, "vote": 0.6}
-    found = [
-        record_of(accuracies | {"average": 0.5 if grid == "4x4" else 0.6}, s, grid=grid)
-        for s in range(3)
-        for grid in ("2x2", "4x4")
-    ]
+    found = [record_of(accuracies, s, grid="2x2") for s in range(3)]
+    found += [record_of(accuracies | {"average": 0.5}, s, grid="4x4") for s in range(3)]
     found += [record_of({"cnn-dnn": 0.9, "vote": 0.5}, backbone="mobilenet_v2")]
     rows = claims.compare(found)
     judged = claims.as_table(rows)

@@ -67,9 +67,7 @@ def test_numbers_of_numpy_become_pythons_own():
         checks.flag("f", np.True_),
         checks.one_of("name", np.str_("a"), "ab"),
     ]
-    assert [(type(value), value) for value in found] == [
-        (int, 3), (int, 3), (float, 0.5), (float, 2.0), (bool, True), (str, "a"),
-    ]  # fmt: skip
+    assert repr(found) == "[3, 3, 0.5, 2.0, True, 'a']"
     for wrong in (np.nan, np.True_, "1", None, np.arange(2), -(10**400)):
         for check in (checks.integer, checks.real):
             with pytest.raises(ValueError, match="n must be a"):
@@ -81,10 +79,18 @@ def test_numbers_of_numpy_become_pythons_own():
     assert len(data.few(np.int64(4), np.int64(1)).train) == 4
 
 
-@pytest.mark.parametrize("classes", [("a",), ("a", "b", "a")])
-def test_classes_are_two_or_more_and_differ(classes):
-    with pytest.raises(ValueError, match=r"mine must have two classes or more, each name once, got"):
-        image_set("mine", half(classes=1), half(classes=1), classes)
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"classes": ("a",)}, "mine must have two classes or more, each name once, got"),
+        ({"classes": ("a", "b", "a")}, "mine must have two classes or more, each name once, got"),
+        ({"flip_axes": (2,)}, "flip_axes must be a list of spatial axes from 0 to 1"),
+        ({"flip_axes": (-1,)}, "flip_axes must be a list of spatial axes from 0 to 1"),
+    ],
+)
+def test_classes_are_two_or_more_and_differ_and_axes_to_flip_are_spatial(given, told):
+    with pytest.raises(ValueError, match=told):
+        image_set("mine", half(), half(), **{"classes": "abc"} | given)
 
 
 @pytest.mark.parametrize("kind", ["<i4", ">i8", "u1"])
@@ -101,12 +107,6 @@ def test_arrays_of_numpy_are_taken(kind):
         image_set("mine", (arrays[0] / 255, arrays[1]), arrays, "abc")
     with pytest.raises(ValueError, match="arrays of numbers"):
         image_set("mine", (arrays[0], list("abcabc")), arrays, "abc")
-
-
-@pytest.mark.parametrize("axes", [(2,), (-1,)])
-def test_axes_to_flip_are_spatial(axes):
-    with pytest.raises(ValueError, match=r"flip_axes.*0 to 1"):
-        image_set("mine", half(), half(), "abc", flip_axes=axes)
 
 
 # ── normalising ──
@@ -180,15 +180,13 @@ def powerset(items):
     return itertools.chain.from_iterable(itertools.combinations(items, n) for n in range(len(items) + 1))
 
 
-@pytest.mark.parametrize(("shape", "flips"), [((16, 16), (1,)), ((16, 8, 8), (0, 2))])
-def test_every_shift_and_mirror_is_drawn_and_images_are_independent(shape, flips):
-    count = 4000
+def test_every_shift_and_mirror_is_drawn_and_images_are_independent():
+    count, shape, flips = 4000, (16, 8, 8), (0, 2)
     image = torch.randint(1, 256, (1, 1, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     found = augment(image.expand(count, -1, *shape), flips, torch.Generator().manual_seed(1))
     kinds = found.flatten(1).unique(dim=0, return_counts=True)[1]
-    expected = 2 ** len(flips) * torch.tensor([2 * (n // 8) + 1 for n in shape]).prod().item()
-    assert len(kinds) == expected
-    share = count / expected
+    assert len(kinds) == 2**2 * 5 * 3 * 3
+    share = count / len(kinds)
     assert (kinds - share).abs().max() < 6 * share**0.5  # each is as likely as the others
 
 
@@ -219,12 +217,8 @@ def digits():
 def test_digits(digits):
     for split, size in ((digits.train, 1437), (digits.test, 360)):
         assert split.images.shape == (size, 1, 32, 32)
-        assert split.images.dtype == torch.uint8
         assert split.images.max() > 250
-        assert split.labels.shape == (size,)
-        assert split.labels.dtype == torch.int64
-        shares = torch.bincount(split.labels, minlength=10) / size
-        assert (shares - 0.1).abs().max() < 0.01
+        assert (torch.bincount(split.labels, minlength=10) / size - 0.1).abs().max() < 0.01
     assert digits.classes == tuple("0123456789")
     assert digits.train.flip_axes == ()  # a mirrored 2 is no 2
 
@@ -287,9 +281,7 @@ def test_an_unknown_data_set_is_refused(name, told):
         load_dataset(name)
 
 
-def test_an_unknown_option_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="unknown option of digits 'size'"):
-        load_dataset("digits", size=8)
+def test_an_unknown_option_is_refused():
     with pytest.raises(ValueError, match=r"unknown option of tf_flowers 'sise'.*Did you mean 'size'"):
         load_dataset("tf_flowers", sise=8)
 
@@ -301,14 +293,6 @@ def test_where_data_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("DDLIB_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert datasets.data_folder() == tmp_path / "cache" / "ddlib"
-
-
-def test_digits_need_no_home_folder(monkeypatch):
-    for name in ("DDLIB_DATA", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does where there is none
-    assert datasets.data_folder().is_absolute()
-    assert len(load_dataset("digits").test) == 360
 
 
 def test_a_missing_data_set_says_where_it_was_looked_for(tmp_path, no_download):
@@ -341,18 +325,10 @@ def test_an_incomplete_data_set_is_told(tmp_path, no_download):
 
 @pytest.mark.real_data
 def test_cifar10(no_download):
-    data = load_dataset("cifar10")
-    for split, size in ((data.train, 50_000), (data.test, 10_000)):
-        assert split.images.shape == (size, 3, 32, 32)
-        assert split.images.dtype == torch.uint8
-        assert split.images.is_contiguous()
-        assert torch.bincount(split.labels).tolist() == [size // 10] * 10
+    data = load_dataset("cifar10")  # its sizes are in test_readers
+    assert data.train.images.is_contiguous()
     assert data.classes[:3] == ("airplane", "automobile", "bird")
     assert data.train.flip_axes == (1,)
     assert data.train.labels[:5].tolist() == [6, 9, 9, 4, 1]
     assert data.train.mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
     assert data.train.std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
-    few = data.few(1000)
-    assert torch.bincount(few.train.labels).tolist() == [100] * 10
-    x = prepare(few.train.images, few.train)
-    assert x.mean().abs() < 0.05

@@ -19,6 +19,11 @@ PLAIN = Recipe(
     epochs=1, batch_size=16, rate=0.02, momentum=0.0, weight_decay=5e-4, augment=False, precision="fp32", device="cpu"
 )
 LONGER = replace(PLAIN, epochs=2, momentum=0.9)
+DEC = Decomposition.grid((12, 12), 2)
+
+
+def cnns(backbone="vgg9", dec=DEC, **options) -> ddlib.LocalCNNs:
+    return local_cnns(backbone, dec, channels=3, **options)
 
 
 class Here(Executor):
@@ -100,24 +105,17 @@ def pool():
         yield executor
 
 
-def test_other_processes_give_the_weights_of_the_loop_bit_for_bit_by_name(pool, one_thread):
+@pytest.mark.parametrize("by_name", [True, False])
+def test_other_processes_give_the_weights_of_the_loop_bit_for_bit(pool, one_thread, by_name):
     data = ddlib.load_dataset("digits")
-    dec = Decomposition.grid((32, 32), 2)
-    recipe = replace(PLAIN, batch_size=700, augment=True)
-    here, history = trained(local_cnns("vgg9", dec, classes=10, width=4), data, recipe, "loop")
-    there, told = trained(local_cnns("vgg9", dec, classes=10, width=4), data, recipe, pool)
+    make = lambda: local_cnns("vgg9" if by_name else small_net, Decomposition.grid((32, 32), 2), classes=10, width=4)  # noqa: E731
+    recipe = replace(PLAIN, batch_size=700, augment=True, precision="fp32" if by_name else "auto")
+    here, history = trained(make(), data, recipe, "loop")
+    there, told = trained(make(), data if by_name else data.train, recipe, pool)
     assert_same_state(there, here)
-    assert_other_state(here, local_cnns("vgg9", dec, classes=10, width=4))
+    assert_other_state(here, make())
     assert list(told) == list(history)
     assert told["loss"].tolist() == pytest.approx(history["loss"].tolist(), rel=1e-12)
-
-
-def test_other_processes_give_the_weights_of_the_loop_bit_for_bit_as_tensors(tiny, pool, one_thread):
-    dec = Decomposition.grid((12, 12), (2, 3), 2)
-    recipe = replace(PLAIN, augment=True, precision="auto")
-    here, _ = trained(local_cnns(small_net, dec, channels=3), tiny, recipe, "loop")
-    there, _ = trained(local_cnns(small_net, dec, channels=3), tiny.train, recipe, pool)
-    assert_same_state(there, here)
 
 
 def test_an_executor_gets_plain_tasks(tiny):
@@ -150,7 +148,7 @@ class Strangers(Executor):
 
 
 def test_workers_that_cannot_import_the_package_are_told_in_a_sentence(tiny):
-    local = local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3)
+    local = cnns()
     with pytest.raises(RuntimeError, match="a worker of the executor died, or cannot import ddlib"):
         trained(local, tiny, PLAIN, Strangers())
 
@@ -161,29 +159,21 @@ def test_a_task_may_run_twice(tiny):
             super().submit(task, *arguments)
             return super().submit(task, *arguments)
 
-    dec = Decomposition.grid((12, 12), 2)
-    local = local_cnns("vgg9", dec, channels=3)
-    start = local_cnns("vgg9", dec, channels=3)
-    again, _ = trained(local, tiny, PLAIN, Twice())
-    once, _ = trained(start, tiny, PLAIN, Here())
-    assert_same_state(again, once)
+    assert_same_state(trained(cnns(), tiny, PLAIN, Twice())[0], trained(cnns(), tiny, PLAIN, Here())[0])
 
 
 def test_a_failed_task_is_raised(tiny):
-    dec = Decomposition.grid((12, 12), 2)
     with pytest.raises(ValueError, match="batch_size 65 is larger"):
-        trained(local_cnns("vgg9", dec, channels=3), tiny, replace(PLAIN, batch_size=65), Here())
+        trained(cnns(), tiny, replace(PLAIN, batch_size=65), Here())
 
 
 @pytest.mark.parametrize("engine", ["fused", "loop", "executor"])
 def test_training_goes_on_from_checkpoints(tiny, tmp_path, engine):
-    dec = Decomposition.grid((12, 12), 2)
     where = Here() if engine == "executor" else engine
-    first, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, LONGER, where, checkpoint=tmp_path / "local.pt")
+    first, _ = trained(cnns(), tiny, LONGER, where, checkpoint=tmp_path / "local.pt")
     names = {"local.pt"} if engine == "fused" else {f"local.pt.{i}" for i in range(4)}
     assert {path.name for path in tmp_path.iterdir()} == names
-    other = local_cnns("vgg9", dec, channels=3)
-    second, history = trained(other, tiny, LONGER, where, checkpoint=tmp_path / "local.pt")
+    second, history = trained(cnns(), tiny, LONGER, where, checkpoint=tmp_path / "local.pt")
     assert_same_state(second, first)
     assert len(history) == 2
 
@@ -191,18 +181,17 @@ def test_training_goes_on_from_checkpoints(tiny, tmp_path, engine):
 @pytest.mark.parametrize(("engine", "told"), [("fussed", r"'fussed'.*Did you mean 'fused'"), (None, r"None")])
 def test_an_unknown_engine_is_refused(tiny, engine, told):
     with pytest.raises(ValueError, match=told):
-        trained(local_cnns("vgg9", Decomposition.grid((12, 12), 2), channels=3), tiny, PLAIN, engine)
+        trained(cnns(), tiny, PLAIN, engine)
 
 
-@pytest.mark.parametrize("arguments", [(1, 0), (1.5,)])
-def test_a_pool_needs_workers_and_threads(arguments):
-    with pytest.raises(ValueError, match=r"workers|threads"):
-        process_pool(*arguments)
+def test_a_pool_needs_workers_and_threads():
+    for arguments, told in (((1, 0), "threads"), ((1.5,), "workers")):
+        with pytest.raises(ValueError, match=told):
+            process_pool(*arguments)
 
 
 def test_bf16_is_near_fp32(tiny):
-    dec = Decomposition.grid((12, 12), 2)
-    start = local_cnns("vgg9", dec, channels=3)
+    start = cnns()
     x = ddlib.images.prepare(tiny.test.images, tiny.test)
     start.eval()
     with torch.no_grad():
@@ -211,17 +200,17 @@ def test_bf16_is_near_fp32(tiny):
             rounded = start(x)
     assert 0 < apart(rounded, exact) < 0.05
     history = trained(start, tiny, replace(PLAIN, precision="bf16"), "fused")[1]
-    other = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "fused")[1]
+    other = trained(cnns(), tiny, PLAIN, "fused")[1]
     assert history["loss"].tolist() == pytest.approx(other["loss"].tolist(), rel=0.02)
     assert all(p.dtype == torch.float32 for p in start.parameters())
 
 
 def test_where_memory_is_short_auto_is_the_loop_and_says_so(tiny, monkeypatch):
-    dec = Decomposition.grid((12, 12), (2, 3), 1)
-    loop, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "loop")
+    six = Decomposition.grid((12, 12), (2, 3), 1)
+    loop, _ = trained(cnns(dec=six), tiny, PLAIN, "loop")
     monkeypatch.setattr(ddlib.parallel.executors, "memory_free", lambda device: 2**20)
     with pytest.warns(UserWarning, match="6 local CNNs side by side need about .* GiB.*engine='loop' is taken"):
-        auto, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "auto")
+        auto, _ = trained(cnns(dec=six), tiny, PLAIN, "auto")
     assert_same_state(auto, loop)
 
 
@@ -233,10 +222,9 @@ def dropping(in_channels, num_classes, width, dims):
 
 
 def test_threads_give_the_weights_of_the_loop_and_leave_the_random_state_alone(tiny, one_thread):
-    dec = Decomposition.grid((12, 12), 2)
     recipe = replace(PLAIN, epochs=2, augment=True)
-    loop, _ = trained(local_cnns(dropping, dec, channels=3), tiny, recipe, "loop")
-    local, state = local_cnns(dropping, dec, channels=3), torch.random.get_rng_state()
+    loop, _ = trained(cnns(dropping), tiny, recipe, "loop")
+    local, state = cnns(dropping), torch.random.get_rng_state()
     with ThreadPoolExecutor(4) as threads:
         trained(local, tiny, recipe, threads)
     assert_same_state(local, loop)
@@ -251,43 +239,37 @@ def threads_of_a_task() -> int:
 def test_a_plain_pool_of_processes_gives_the_weights_of_the_loop(tiny, one_thread, monkeypatch):
     """It does not choose a number of threads: a task takes one, and gives them back."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    dec = Decomposition.grid((12, 12), 2)
-    loop, _ = trained(local_cnns(dropping, dec, channels=3), tiny, PLAIN, "loop")
+    loop, _ = trained(cnns(dropping), tiny, PLAIN, "loop")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as plain:
         before = plain.submit(threads_of_a_task).result()
-        local, _ = trained(local_cnns(dropping, dec, channels=3), tiny, PLAIN, plain)
+        local, _ = trained(cnns(dropping), tiny, PLAIN, plain)
         assert plain.submit(threads_of_a_task).result() == before
     assert_same_state(local, loop)
 
 
 def test_a_chosen_number_of_threads_is_kept(tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        ddlib.parallel.executors, "fit", lambda *a, **o: (seen.append(torch.get_num_threads()), ddlib.fit(*a, **o))[1]
-    )
+    spied = lambda *a, **o: (seen.append(torch.get_num_threads()), ddlib.fit(*a, **o))[1]  # noqa: E731
+    monkeypatch.setattr(ddlib.parallel.executors, "fit", spied)
     part = local_cnns("vgg9", Decomposition.grid((12, 12), 1), channels=3)
     before = torch.get_num_threads()
     try:
-        for told, threads, expected in (
-            (None, ddlib.parallel.executors.CORES, 1),
-            (None, 7, 7),
-            ("3", ddlib.parallel.executors.CORES, 0),
-        ):
-            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-            if told:
-                monkeypatch.setenv("OMP_NUM_THREADS", told)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        cores = ddlib.parallel.executors.CORES
+        for threads, expected in ((cores, 1), (7, 7), (cores, cores)):
             torch.set_num_threads(threads)
             train_part(part, tiny.train, PLAIN, None, None, "another process")
-            assert seen.pop() == (expected or threads)
+            assert seen.pop() == expected
             assert torch.get_num_threads() == threads
+            if threads == 7:
+                monkeypatch.setenv("OMP_NUM_THREADS", "3")  # chosen, by whomever
     finally:
         torch.set_num_threads(before)
 
 
 def test_training_switches_gradients_on(tiny):
-    dec = Decomposition.grid((12, 12), 2)
-    expected, _ = trained(local_cnns("vgg9", dec, channels=3), tiny, PLAIN, "fused")
-    local = local_cnns("vgg9", dec, channels=3)
+    expected, _ = trained(cnns(), tiny, PLAIN, "fused")
+    local = cnns()
     with torch.inference_mode():
         trained(local, tiny, PLAIN, "fused")
     assert_same_state(local, expected)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -139,9 +140,7 @@ class Flat(nn.Module):
 
 RETURNS = {
     r"got \(2, 4, 6, 6\)": lambda **_: Flat(lambda x: x[:, :1].expand(-1, 4, -1, -1)),
-    r"4 classes for each of 1 windows, got \(2, 1000\)": lambda **_: Flat(
-        lambda x: x.flatten(1)[:, :1].expand(-1, 1000)
-    ),
+    r"4 classes for each of 1 windows, got \(2, 9\)": lambda **_: Flat(lambda x: x.flatten(1)[:, :9]),
     r"got \(2, 2\) for B = 2": lambda **_: Flat(lambda x: x.flatten(1)[:, :2]),
     "got dict": lambda **_: Flat(lambda x: {"out": x}),
     "got tuple": lambda **_: Flat(lambda x: (x, x)),
@@ -155,12 +154,6 @@ RETURNS = {
 def test_what_a_builder_returns_is_checked_when_it_is_built(message):
     with pytest.raises(ValueError, match=message):
         mk(RETURNS[message])
-
-
-def test_the_same_module_again_is_refused():
-    net = small_net(3, 4, 8, 2)
-    with pytest.raises(ValueError, match="two local CNNs have the same module or weight"):
-        mk(lambda **_: net)
 
 
 class Talking(VGG9):
@@ -222,39 +215,6 @@ def test_one_local_cnn_without_numbers_is_no_answer(tiny):
 # ── what a checkpoint belongs to ──
 
 
-def other_loss(model, tiny):
-    return {"loss": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.5)}
-
-
-def frozen(model, tiny):
-    model.features.requires_grad_(False)
-    return {}
-
-
-def other_layers(model, tiny):
-    model.features[1].eps = 0.5
-    return {}
-
-
-def other_mirrors(model, tiny):
-    return {"data": replace(tiny.train, flip_axes=())}
-
-
-def other_schedule(model, tiny):
-    return {"recipe": replace(R, schedule=lambda t: 0.01)}
-
-
-@pytest.mark.parametrize("change", [other_loss, frozen, other_layers, other_mirrors, other_schedule])
-def test_a_checkpoint_of_another_training_is_refused(tiny, tmp_path, change):
-    usual = {"data": tiny.train, "recipe": replace(R, schedule=lambda t: 1.0), "checkpoint": tmp_path / "c.pt"}
-    model = VGG9(3, 4, 4)
-    again = copy.deepcopy(model)
-    fit(model, **usual, progress=False)
-    options = usual | change(again, tiny)
-    with pytest.raises(ValueError, match=r"c\.pt belongs to another training: (of other|its recipe has)"):
-        fit(again, **options, progress=False)
-
-
 def test_a_second_round_is_not_the_first(tiny, tmp_path):
     model = VGG9(3, 4, 4)
     fresh = copy.deepcopy(model)
@@ -278,7 +238,7 @@ class Two(nn.Module):
 def test_two_sets_of_local_cnns_and_any_optimiser_go_on(tiny, tmp_path, kind):
     own = {"momentum": 0.9} if kind is torch.optim.SGD else {}
     recipe = replace(R, optimizer=lambda groups, rate: kind(groups, 0.1 * rate, **own))
-    whole, model = Two(), None
+    whole = Two()
     model = copy.deepcopy(whole)
 
     def stop(row):
@@ -312,7 +272,9 @@ def test_any_loss_is_each_networks_own_also_when_fused(tiny):
 
 
 def test_weights_in_common_and_splits_in_common_are_refused(tiny):
-    trunk = nn.Conv2d(3, 8, 3)
+    net, trunk = small_net(3, 4, 8, 2), nn.Conv2d(3, 8, 3)
+    with pytest.raises(ValueError, match="two local CNNs have the same module or weight"):
+        mk(lambda **_: net)
     with pytest.raises(ValueError, match=r"have the same module or weight, 0\.weight"):
         mk(lambda **_: nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)))
     with pytest.raises(ValueError, match="per_task must be 1"), ThreadPoolExecutor(1) as pool:
@@ -368,16 +330,10 @@ def test_a_checkpoint_of_a_compiled_model_is_read_by_the_plain_one(tiny, tmp_pat
     assert_same_state(plain, model)
 
 
-def test_numbers_of_numpy_are_numbers(tiny, tmp_path):
-    given = Recipe(
-        np.int64(2), np.int32(16), "sgd", np.float64(0.05), "one-cycle", np.float32(0.5), augment=np.bool_(True)
-    )
-    plain = Recipe(2, 16, "sgd", 0.05, "one-cycle", 0.5)
-    assert given == plain
+def test_numbers_of_numpy_are_numbers():
+    given = Recipe(np.int64(2), np.int32(16), "sgd", np.float64(0.05), momentum=np.float32(0.5), augment=np.bool_(True))
+    assert given == Recipe(2, 16, "sgd", 0.05, momentum=0.5)
     assert {type(v) for v in given.described().values()} <= {int, float, str, bool}
-    model = mk("vgg9")
-    fit(copy.deepcopy(model), tiny, given, checkpoint=tmp_path / "c.pt", progress=False)
-    fit(model, tiny, plain, checkpoint=tmp_path / "c.pt", progress=False)
 
 
 def test_what_cannot_be_used_is_told(tiny):
@@ -480,9 +436,8 @@ def test_a_loss_an_augmentation_an_optimiser_and_a_schedule_of_ones_own(tiny):
 
 
 def test_an_experiment_takes_objects_and_gives_its_model(tiny, tmp_path):
-    point = ddlib.Experiment(
-        tiny, small_net, epochs=1, batch_size=16, width=8, class_weights="balanced", validation=0.25
-    )
+    small = {"epochs": 1, "batch_size": 16, "width": 8}
+    point = ddlib.Experiment(tiny, small_net, **small, class_weights="balanced", validation=0.25)
     frame = point.run(tmp_path, progress=False)
     assert set(frame["dataset"]) == {"made up"}
     assert set(frame["backbone"]) == {"helpers.small_net"}
@@ -543,19 +498,19 @@ def test_a_dataset_of_torch_is_an_image_set(tiny):
 
 WRONG = {
     "mine train is empty": OfTorch(0),
-    r"image 3 of mine train has the shape \(3, 4, 6\), image 0 \(3, 8, 6\)": OfTorch(
-        6, lambda image, label, i: (image.resize((6, 4)) if i == 3 else image, label)
+    "image 3 of mine train has the shape (3, 4, 6), image 0 (3, 8, 6)": OfTorch(
+        6, lambda image, label, index: (image.resize((6, 4)) if index == 3 else image, label)
     ),
-    r"image 0 of mine train must be uint8, or floats from 0 to 1 \(no Normalize\), got torch.float32": OfTorch(
+    "image 0 of mine train must be uint8, or floats from 0 to 1 (no Normalize), got torch.float32": OfTorch(
         6, lambda image, label, _: (torch.randn(3, 8, 6), label)
     ),
-    "must give \\(image, label\\), image 0 is a Image": OfTorch(6, lambda image, *_: image),
+    "must give (image, label), image 0 is a Image": OfTorch(6, lambda image, *_: image),
     "the label of image 0 of mine train must be an integer, got 'cat'": OfTorch(6, lambda image, *_: (image, "cat")),
-    "mine train must be \\(images, labels\\), or a map-style Dataset of \\(image, label\\), got int": 3,
+    "mine train must be (images, labels), or a map-style Dataset of (image, label), got int": 3,
 }
 
 
 @pytest.mark.parametrize("message", WRONG)
 def test_a_dataset_that_cannot_be_trained_on_is_told(message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         ddlib.image_set("mine", WRONG[message], OfTorch(2))

@@ -55,20 +55,12 @@ def train(model, data, recipe, checkpoint=None, stop_after=None):
             raise KeyboardInterrupt
         return 0.5
 
-    metrics = {"m": stop}
+    metrics = {"m": stop, "test_accuracy": lambda m: ddlib.accuracy(ddlib.predict(m, data.test), data.test.labels)}
     try:
-        history = distributed.train_coherent(
-            model, data, recipe, metrics=metrics, checkpoint=checkpoint, progress=False
-        )
+        given = {"metrics": metrics, "checkpoint": checkpoint, "progress": False}
+        return model, distributed.train_coherent(model, data, recipe, **given)
     except KeyboardInterrupt:
         return None, None
-    return model, history
-
-
-def followed(model, data, recipe):
-    """Accuracy on the test images, computed by all ranks together."""
-    metric = {"test_accuracy": lambda m: ddlib.accuracy(ddlib.predict(m, data.test), data.test.labels)}
-    return distributed.train_coherent(model, data, recipe, metrics=metric, progress=False)
 
 
 def disturbed(model, data, recipe):
@@ -128,21 +120,15 @@ def alone(one_thread):
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_compute_what_one_process_computes(data, on_ranks, alone, ranks):
     begin, whole = coherent(), coherent()
-    expected = alone(whole, data, PLAIN)
+    metric = {"test_accuracy": lambda m: ddlib.accuracy(ddlib.predict(m, data.test), data.test.labels)}
+    expected = alone(whole, data, PLAIN, metrics=metric)
     trained = on_ranks(ranks, train, begin, data, PLAIN)
     for model, history in trained:
         assert_same_state(model, whole, 1e-9)
         assert_same_state(model, trained[0][0])  # bit for bit
         assert_other_state(model, begin)
-        for column in TIMELESS:
+        for column in [*TIMELESS, "test_accuracy"]:  # followed by all ranks together
             assert history[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-9)
-
-
-def test_accuracy_is_followed_by_all_ranks_together(data, on_ranks, alone):
-    metric = {"test_accuracy": lambda m: ddlib.accuracy(ddlib.predict(m, data.test), data.test.labels)}
-    expected = alone(coherent(), data, LONGER, metrics=metric)
-    for history in on_ranks(2, followed, coherent(), data, LONGER):
-        assert history["test_accuracy"].tolist() == expected["test_accuracy"].tolist()
 
 
 def test_copies_of_the_dense_network_that_differ_are_an_error(data, on_ranks):
@@ -158,11 +144,8 @@ def test_subdomains_are_shared_evenly(subdomains, ranks, expected):
     shares = distributed.assign(subdomains, ranks)
     assert [len(one) for one in shares] == expected
     assert [index for one in shares for index in one] == list(range(subdomains))
-
-
-def test_more_ranks_than_subdomains_are_refused():
-    with pytest.raises(ValueError, match="5 ranks cannot share 4 subdomains"):
-        distributed.assign(4, 5)
+    with pytest.raises(ValueError, match=f"{subdomains + 1} ranks cannot share {subdomains} subdomains"):
+        distributed.assign(subdomains, subdomains + 1)
 
 
 # ── checkpoints ──

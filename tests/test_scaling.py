@@ -21,13 +21,7 @@ def test_bytes_counted_in_both_ways_are_those_of_the_formulas(tiny):
     assert frame["sent"].tolist() == [16 * 2 * 4 * 4, count_parameters(model()) * 4]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "batch_size", "message"),
-    [
-        ([2, 4], 16, "4 ranks cannot share 3 subdomains"),
-        ([3], 4, "batch_size must be a whole number ≥ 6, got 4"),
-    ],
-)
-def test_ranks_that_cannot_train_are_refused(tiny, ranks, batch_size, message):
-    with pytest.raises(ValueError, match=message):
-        scaling.communication(model(), tiny, Recipe(batch_size=batch_size), ranks)
+def test_ranks_that_cannot_train_are_refused(tiny):
+    for ranks, size, told in (([2, 4], 16, "4 ranks cannot share 3 subdomains"), ([3], 4, "batch_size .* ≥ 6, got 4")):
+        with pytest.raises(ValueError, match=told):
+            scaling.communication(model(), tiny, Recipe(batch_size=size), ranks)

@@ -187,20 +187,14 @@ def test_every_image_is_seen_once_an_epoch(tiny):
     assert history["train_accuracy"].tolist() == pytest.approx([right] * 2)
 
 
-def test_images_are_augmented_anew_each_epoch(tiny):
-    seen = []
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 4))
+@pytest.mark.parametrize("augment", [True, False])
+def test_images_are_augmented_anew_each_epoch(tiny, augment):
+    seen, net = [], nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 4))
     net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
-    fit(net, tiny, replace(QUICK, epochs=2, batch_size=64, augment=True))
-    first, second = (sorted(x.flatten(1).sum(1).tolist()) for x in seen)
-    assert first != pytest.approx(second)
-    plain = []
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 4))
-    net.register_forward_pre_hook(lambda module, inputs: plain.append(inputs[0].clone()))
-    fit(net, tiny, replace(QUICK, epochs=2, batch_size=64))
-    first, second = (sorted(x.double().flatten(1).sum(1).tolist()) for x in plain)
-    assert first == pytest.approx(second)
-    assert not torch.equal(*plain)  # in another order
+    fit(net, tiny, replace(QUICK, epochs=2, batch_size=64, augment=augment))
+    first, second = (sorted(x.double().flatten(1).sum(1).tolist()) for x in seen)
+    assert (first == pytest.approx(second)) != augment
+    assert not torch.equal(*seen)  # in another order
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.03), ("adam", 3e-3), ("adamw", 3e-3)])
@@ -290,15 +284,14 @@ def train_dense(model, data, recipe, **options):
     return train_aggregator(model, data, replace(recipe, augment=False), **options)
 
 
-@pytest.mark.parametrize(
-    ("make", "train", "recipe"),
-    [
-        (lambda: two_level().local, fit, "sgd"),
-        (two_level, fit, "adam"),
-        (two_level, train_dense, "adam"),
-    ],
-    ids=["local, sgd", "coherent, adam in bf16", "dense network"],
-)
+GOES_ON = {
+    "local, sgd": (lambda: two_level().local, fit, "sgd"),
+    "coherent, adam in bf16": (two_level, fit, "adam"),
+    "dense network": (two_level, train_dense, "adam"),
+}
+
+
+@pytest.mark.parametrize(("make", "train", "recipe"), GOES_ON.values(), ids=GOES_ON)
 def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tiny, tmp_path, make, train, recipe):
     path, recipe = tmp_path / "deep" / "model.pt", RECIPES[recipe]
     whole, resumed = make(), make()
@@ -315,27 +308,46 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tiny, tmp_pa
     assert again.equals(told)
 
 
-def cut(parts, seed=0):
+def cut(parts=(2, 2), seed=0):
     return local_cnns("vgg9", Decomposition.grid((12, 12), parts), channels=3, seed=seed)
 
 
-@pytest.mark.parametrize("other", ["recipe", "images", "labels", "windows", "weights"])
+def frozen() -> nn.Module:
+    net = cut()
+    net.networks[0].features.requires_grad_(False)
+    return net
+
+
+def other_layers() -> nn.Module:
+    net = cut()
+    net.networks[0].features[1].eps = 0.5
+    return net
+
+
+OTHERS = {  # another network, other images, another recipe or loss → what is told
+    "windows": ({"model": lambda: cut((4, 1))}, "of other images, labels or windows"),
+    "weights": ({"model": lambda: cut(seed=1)}, "of other initial weights"),
+    "frozen": ({"model": frozen}, "of other layers, or frozen weights"),
+    "layers": ({"model": other_layers}, "of other layers, or frozen weights"),
+    "images": ({"data": lambda s: replace(s, images=s.images.flip(0))}, "of other images"),
+    "labels": ({"data": lambda s: replace(s, labels=s.labels.flip(0))}, "of other images, labels"),
+    "mirrors": ({"data": lambda s: replace(s, flip_axes=())}, "of other images"),
+    "rate": ({"recipe": {"rate": 0.25}}, "its recipe has rate 0.05, not 0.25"),
+    "schedule": ({"recipe": {"schedule": lambda t: 0.01}}, "its recipe has schedule '.*lambda.*', not '.*lambda.*'"),
+    "loss": ({"loss": nn.CrossEntropyLoss(label_smoothing=0.5)}, "its recipe has loss None, not 'CrossEntropyLoss"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_a_checkpoint_of_another_training_is_refused(tiny, tmp_path, other):
-    path, recipe, train = tmp_path / "c.pt", QUICK, tiny.train
-    fit(cut((2, 2)), tiny, recipe, checkpoint=path)
+    change, told = OTHERS[other]
+    path, recipe = tmp_path / "c.pt", replace(QUICK, schedule=lambda t: 1.0)
+    fit(cut(), tiny.train, recipe, checkpoint=path)
     before = path.read_bytes()
-    told = r"c\.pt belongs to another training: of other (images|initial)"
-    net = cut((4, 1) if other == "windows" else (2, 2), seed=int(other == "weights"))
-    match other:
-        case "recipe":
-            recipe, told = replace(QUICK, rate=0.25), f"{path}.*rate.*{QUICK.rate}.*0.25"
-        case "images":
-            train = replace(train, images=train.images.flip(0))
-        case "labels":
-            train = replace(train, labels=train.labels.flip(0))
+    net, train = change.get("model", cut)(), change.get("data", lambda split: split)(tiny.train)
     start = copy.deepcopy(net)
-    with pytest.raises(ValueError, match=told):
-        fit(net, train, recipe, checkpoint=path)
+    with pytest.raises(ValueError, match=rf"c\.pt belongs to another training: {told}"):
+        fit(net, train, replace(recipe, **change.get("recipe", {})), loss=change.get("loss"), checkpoint=path)
     assert path.read_bytes() == before
     assert_same_state(net, start)
 
@@ -444,13 +456,16 @@ def test_the_second_step_sees_the_images_as_they_are(tiny):
     assert torch.equal(order(seen[0]), order(expected))
 
 
-def test_a_model_in_double_precision_stays_so(tiny):
-    model = two_level(dtype=torch.float64)
-    fit(model.local, tiny, replace(QUICK, precision="auto", augment=True))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_in_double_or_half_precision_stays_so(tiny, dtype):
+    model, recipe = two_level(dtype=dtype), replace(QUICK, rate=0.01, precision="auto", augment=True)
+    fit(model.local, tiny, recipe)
     train_aggregator(model, tiny, replace(QUICK, epochs=1))
-    fit(model, tiny, replace(QUICK, precision="auto"))
-    assert {p.dtype for p in model.parameters()} == {torch.float64}
-    assert predict(model, tiny.test).dtype == torch.float64
+    assert fit(model, tiny, recipe)["loss"].notna().all()
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    p = predict(model, tiny.test)
+    assert p.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    assert torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-5)
 
 
 # ── real habits ──
@@ -460,16 +475,6 @@ def test_nothing_to_train_is_told(tiny):
     net = vgg().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train: all weights of the VGG9 are frozen"):
         fit(net, tiny, QUICK)
-
-
-def test_a_model_in_half_precision_predicts_and_trains(tiny):
-    model = two_level().to(torch.bfloat16)
-    p = predict(model, tiny.test)
-    assert p.dtype == torch.float32
-    assert torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-5)
-    history = fit(model, tiny, replace(QUICK, epochs=1, rate=0.01))
-    assert history["loss"].notna().all()
-    assert {q.dtype for q in model.parameters()} == {torch.bfloat16}
 
 
 def test_another_default_device_changes_nothing(tiny):

@@ -66,8 +66,5 @@ def test_what_is_timed_trains_and_each_window_shape_is_timed():
 def test_a_setting_refuses_what_cannot_be_timed(given, message):
     with pytest.raises(ValueError, match=message):
         bench.Setting(**given)
-
-
-def test_an_unknown_profile_is_refused():
     with pytest.raises(ValueError, match="Did you mean 'quick'"):
         bench.settings("quik")

@@ -1,13 +1,14 @@
 """What identifies an experiment: one point of a table, checked before anything long starts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 from .._internal import checks
+from .._internal.devices import PRECISIONS
 from ..aggregation import STARTS, TIES
 from ..data.sets import DATASETS, check_options, load_dataset, written
 from ..decomposition import Decomposition, parse_grid
@@ -15,14 +16,82 @@ from ..images import ImageSet
 from ..local import width_of_each
 from ..networks.backbones import BACKBONES, Builder
 from ..parallel.executors import ENGINES
-from ..strategies import HEADS, STRATEGIES
+from ..strategies import HEADS, SAMPLES, STRATEGIES
 from ..training import RECIPES, Recipe
 from . import records
 
-# the least value of what is a whole number; what is None by default may stay None
-LEAST = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0}
-LEAST |= {"train_size": 2, "channel_parts": 1, "out_of_fold": 2}
-FLAGS = ("local_losses", "log_probabilities", "coarse")  # what is off, or None, unless it is asked for
+Check = Callable[[str, Any], Any]  # the name of a setting and its value → the value as a record has it, or ValueError
+
+
+def setting(usual: Any, check: Check) -> Any:
+    """A row of the table of settings: its usual value, and its check."""
+    return field(default=usual, metadata={"check": check})
+
+
+def whole(low: int) -> Check:
+    return lambda name, value: checks.integer(name, number(value), low)
+
+
+def real(high: float = math.inf) -> Check:
+    return lambda name, value: checks.real(name, number(value), 0, high, open_low=True)
+
+
+def among(allowed: Iterable[str], usual: str | None = None) -> Check:
+    """One of some names; None for the usual one: a point has one name, however its defaults are written."""
+    return lambda name, value: None if (chosen := checks.one_of(name, value, allowed)) == usual else chosen
+
+
+def switch(name: str, value: Any) -> bool | None:
+    """True, also as text, or None."""
+    truth = {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
+    return checks.flag(name, truth) or None
+
+
+def known_set(name: str, value: Any) -> str | ImageSet:
+    return value if isinstance(value, ImageSet) else checks.one_of("data set", value, DATASETS)
+
+
+def known_backbone(name: str, value: Any) -> str | Builder:
+    if not callable(value):
+        return checks.one_of(name, value, BACKBONES)
+    own = checks.name_of(value)
+    if "<" in own or not hasattr(value, "__qualname__"):
+        raise ValueError(f"a record cannot know {own} again: give a builder that is defined at the top of a module.")
+    return value
+
+
+def known_strategies(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    given = value.split() if isinstance(value, str) else value
+    if found := tuple(dict.fromkeys(checks.one_of("strategy", strategy, STRATEGIES) for strategy in given)):
+        return found
+    raise ValueError(f"strategies must name at least one of {', '.join(STRATEGIES)}.")
+
+
+def grid_or_regions(name: str, value: str | Sequence[int]) -> str:
+    return value if isinstance(value, str) and value == "regions" else "x".join(map(str, parse_grid(value)))
+
+
+def width_or_rule(name: str, value: str | int) -> str | int | None:
+    """None for the usual rule, "full", or a number, which may come as text."""
+    rule = number(value)
+    width_of_each(rule, 1, 1)
+    return None if rule == "proportional" else rule if isinstance(rule, str) else int(rule)
+
+
+def hidden_layers(name: str, value: str | int) -> str:
+    """Widths of the hidden layers of the dense network: "128 64", or nothing for "none"."""
+    try:
+        widths = () if str(value) in ("none", "") else str(value).split()
+        return " ".join(str(checks.integer(name, int(width), 1)) for width in widths)
+    except ValueError:
+        raise ValueError(f"dense_hidden must be 'none' or widths like '128 64', got {value!r}.") from None
+
+
+def number(value: Any) -> Any:
+    """A number that came as text, as YAML leaves 1e-2; anything else as it is."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 @dataclass(frozen=True)
@@ -63,83 +132,43 @@ class Settings:
         ValueError: a value that is not allowed; the message names it and what is.
     """
 
-    dataset: str | ImageSet = "digits"
-    backbone: str | Builder = "vgg9"
-    grid: str | tuple[int, ...] = "2x2"
-    overlap: int = 0
-    strategies: tuple[str, ...] = tuple(name for name, row in STRATEGIES.items() if row.usual)
-    width: int = 32
-    epochs: int = 12
-    dense_epochs: int = RECIPES["dense network"].epochs
-    batch_size: int = RECIPES["global"].batch_size
-    rate: float = RECIPES["global"].rate
-    augment: bool = True
-    precision: str = "auto"
-    engine: str = "auto"
-    options: str | None = None
-    train_size: int | None = None
-    channel_parts: int | None = None
-    samples: str | None = None
-    out_of_fold: int | None = None
-    local_losses: bool | None = None
-    log_probabilities: bool | None = None
-    dense_hidden: str | int | None = None
-    dense_start: str | None = None
-    local_width: str | int | None = None
-    coarse: bool | None = None
-    ties: str | None = None
-    class_weights: str | None = None
-    validation: float | None = None
-    seed: int = 0
+    dataset: str | ImageSet = setting("digits", known_set)  # noqa: RUF009
+    backbone: str | Builder = setting("vgg9", known_backbone)  # noqa: RUF009
+    grid: str | tuple[int, ...] = setting("2x2", grid_or_regions)
+    overlap: int = setting(0, whole(0))
+    strategies: tuple[str, ...] = setting(tuple(s for s, row in STRATEGIES.items() if row.usual), known_strategies)
+    width: int = setting(32, whole(1))
+    epochs: int = setting(12, whole(1))
+    dense_epochs: int = setting(RECIPES["dense network"].epochs, whole(1))
+    batch_size: int = setting(RECIPES["global"].batch_size, whole(2))
+    rate: float = setting(RECIPES["global"].rate, real())
+    augment: bool = setting(True, checks.flag)
+    precision: str = setting("auto", among(PRECISIONS))
+    engine: str = setting("auto", among(ENGINES))
+    options: str | None = setting(None, lambda name, value: value)  # checked with the data set that they are of
+    train_size: int | None = setting(None, whole(2))
+    channel_parts: int | None = setting(None, whole(1))
+    samples: str | None = setting(None, among(SAMPLES, "all"))
+    out_of_fold: int | None = setting(None, whole(2))
+    local_losses: bool | None = setting(None, switch)
+    log_probabilities: bool | None = setting(None, switch)
+    dense_hidden: str | int | None = setting(None, hidden_layers)
+    dense_start: str | None = setting(None, among(STARTS, "random"))
+    local_width: str | int | None = setting(None, width_or_rule)
+    coarse: bool | None = setting(None, switch)
+    ties: str | None = setting(None, among(TIES, "average"))
+    class_weights: str | None = setting(None, among(["balanced"]))
+    validation: float | None = setting(None, real(0.99))
+    seed: int = setting(0, whole(0))
 
     def __post_init__(self) -> None:
-        samples = checks.one_of("samples", self.samples or "all", ("all", "shares", "windows"))
-        strategies = self.strategies.split() if isinstance(self.strategies, str) else self.strategies
-        whole = {name: number(getattr(self, name)) for name in LEAST}
-        given = [name for name, v in whole.items() if v is not None or getattr(Settings, name) is not None]
-        checked = {
-            "dataset": self._dataset(),
-            "backbone": self._backbone(),
-            "strategies": tuple(dict.fromkeys(checks.one_of("strategy", s, STRATEGIES) for s in strategies)),
-            "augment": checks.flag("augment", self.augment),
-            "engine": checks.one_of("engine", self.engine, ENGINES),
-            "options": self._options(),
-            "rate": checks.real("rate", number(self.rate), 0, open_low=True),
-            "samples": None if samples == "all" else samples,
-            "dense_start": unless("random", checks.one_of("dense_start", self.dense_start or "random", STARTS)),
-            "ties": unless("average", checks.one_of("ties", self.ties or "average", TIES)),
-            "local_width": self._local_width(),
-            "dense_hidden": None if self.dense_hidden is None else " ".join(map(str, hidden_layers(self.dense_hidden))),
-            "class_weights": self.class_weights and checks.one_of("class_weights", self.class_weights, ("balanced",)),
-            **{name: checks.flag(name, truth(getattr(self, name))) or None for name in FLAGS},
-            **{name: checks.integer(name, whole[name], LEAST[name]) for name in given},
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-        if self.validation is not None:
-            share = checks.real("validation", number(self.validation), 0, 0.99, open_low=True)
-            object.__setattr__(self, "validation", share)
-        if not self.strategies:
-            raise ValueError(f"strategies must name at least one of {', '.join(STRATEGIES)}.")
+        for row in fields(self):
+            value = getattr(self, row.name)
+            if value is not None or row.default is not None:  # what is None by default may stay None
+                object.__setattr__(self, row.name, row.metadata["check"](row.name, value))
+        object.__setattr__(self, "options", self._options())
         self._check_windows()
-        recipe = self.recipe("global")  # checks rate, augment, precision and what else is of training
-        for name in ("rate", "augment", "precision"):
-            object.__setattr__(self, name, getattr(recipe, name))
-
-    def _dataset(self) -> str | ImageSet:
-        if isinstance(self.dataset, ImageSet):
-            return self.dataset
-        return checks.one_of("data set", self.dataset, DATASETS)
-
-    def _backbone(self) -> str | Builder:
-        if not callable(self.backbone):
-            return checks.one_of("backbone", self.backbone, BACKBONES)
-        name = checks.name_of(self.backbone)
-        if "<" in name or not hasattr(self.backbone, "__qualname__"):
-            raise ValueError(
-                f"a record cannot know {name} again: give a builder that is defined at the top of a module."
-            )
-        return self.backbone
+        self.recipe("global")  # has bounds of its own
 
     def _options(self) -> str | None:
         """As the usual ones are left out: a point has one name, however its options are written."""
@@ -149,25 +178,15 @@ class Settings:
             return None
         return written(self.dataset, check_options(self.dataset, self.options or "")) or None
 
-    def _local_width(self) -> str | int | None:
-        """None for the usual rule, "full", or a number, which may come as text."""
-        given = number(self.local_width) if self.local_width is not None else "proportional"
-        width_of_each(given, 1, 1)
-        return unless("proportional", given if isinstance(given, str) else int(given))
-
     def _check_windows(self) -> None:
-        subdomains = None
-        if isinstance(self.grid, str) and self.grid == "regions":
+        subdomains = None if self.grid == "regions" else math.prod(parse_grid(self.grid))
+        if subdomains is None:
             if self.overlap:
                 raise ValueError(f"overlap is of grids; the regions of a data set have none, got {self.overlap}.")
             known = self.dataset if isinstance(self.dataset, ImageSet) else DATASETS[self.dataset]
             if known.regions is None:
                 name = self.parameters["dataset"]
                 raise ValueError(f"data set {name!r} has no named regions; give a grid like '2x2'.")
-        else:
-            grid = parse_grid(self.grid)
-            subdomains = math.prod(grid)
-            object.__setattr__(self, "grid", "x".join(map(str, grid)))
         parts = self.channel_parts or subdomains
         if parts and self.width % parts and any(STRATEGIES[s].of_channels for s in self.strategies):
             raise ValueError(f"width {self.width} cannot be split evenly into {parts} sub-networks (channel_parts).")
@@ -228,47 +247,15 @@ class Settings:
 
     def trainings(self) -> dict[str, Any]:
         """What `strategies.Trainings` takes, beside backbone, windows and images."""
-        head: dict[str, Any] = {
-            "log_probabilities": bool(self.log_probabilities),
-            "start": self.dense_start or "random",
+        given = {
+            name: getattr(self, name) for name in ("local_width", "ties", "local_losses", "channel_parts", "samples")
         }
-        if self.dense_hidden is not None:
-            head["hidden"] = hidden_layers(self.dense_hidden)
-        return {
+        hidden = None if self.dense_hidden is None else tuple(map(int, self.dense_hidden.split()))
+        head = {"log_probabilities": self.log_probabilities, "start": self.dense_start, "hidden": hidden}
+        return {name: value for name, value in given.items() if value is not None} | {
             "width": self.width,
-            "local_width": self.local_width or "proportional",
             "recipes": {training: self.recipe(training) for training in RECIPES},
             "seed": self.seed,
-            "head": head,
-            "ties": self.ties or "average",
-            "local_losses": bool(self.local_losses),
+            "head": {name: value for name, value in head.items() if value is not None},
             "balanced": self.class_weights == "balanced",
-            "channel_parts": self.channel_parts,
-            "samples": self.samples or "all",
         }
-
-
-def number(value: Any) -> Any:
-    """A number that came as text, as YAML leaves 1e-2; anything else as it is."""
-    with suppress(ValueError):
-        return float(value) if isinstance(value, str) else value
-    return value
-
-
-def truth(value: Any) -> Any:
-    """True or False that came as text, and None as False; anything else as it is."""
-    return {None: False, "True": True, "False": False}.get(value, value) if isinstance(value, str | None) else value
-
-
-def hidden_layers(text: str | int) -> tuple[int, ...]:
-    """Hidden layers of the dense network: "none" → (), "128 64" → (128, 64)."""
-    try:
-        widths = () if str(text) in ("none", "") else str(text).split()
-        return tuple(checks.integer("dense_hidden", int(width), 1) for width in widths)
-    except ValueError:
-        raise ValueError(f"dense_hidden must be 'none' or widths like '128 64', got {text!r}.") from None
-
-
-def unless(usual: Any, value: Any) -> Any:
-    """None for the usual value: a point has one name, however its defaults are written."""
-    return None if value == usual else value

@@ -1,6 +1,7 @@
 """The trainings of an experiment: those of `strategies`, kept in checkpoints, by the engine that was asked for."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 
 from .. import channels
 from .._internal.devices import choose_precision
-from ..aggregation import DenseAggregator, accuracy
+from ..aggregation import accuracy
 from ..images import ImageSet, Split
 from ..local import LocalCNNs
 from ..model import CNNDNN, BothLevels
 from ..parallel.executors import train_local
 from ..parallel.ranks import from_first, train_coherent, world_size
 from ..strategies import HEADS, STRATEGIES, Trainings
-from ..training import fit, predict, train_aggregator
+from ..training import fit, predict
 from . import records
 from .settings import Settings
 
@@ -69,27 +70,16 @@ class KeptTrainings(Trainings):
                 raise ValueError(f"batch_size {settings.batch_size} is larger than {what}: {count} images.")
 
     def fit(self, training: str, model: nn.Module) -> nn.Module:
-        test, precision = self.data.test, self.settings.precision
-
         def test_accuracy(trained: nn.Module) -> float:  # on ranks, of what each holds of the model
             network = trained.model if isinstance(trained, BothLevels) else trained
-            return accuracy(predict(network, test, precision=precision), test.labels)
+            return accuracy(predict(network, self.data.test, precision=self.settings.precision), self.data.test.labels)
 
-        trained = BothLevels(model) if self.local_losses and isinstance(model, CNNDNN) else model
-        train = train_coherent if isinstance(trained, CNNDNN) else fit  # on all ranks, where there are several
-        self._train(
-            training, trained, train, trained, self.data, loss=self.loss, metrics={"test_accuracy": test_accuracy}
-        )
-        return model
+        shared = isinstance(model, CNNDNN) and not self.local_losses  # on all ranks, where there are several
+        return super().fit(training, model, train_coherent if shared else fit, metrics={"test_accuracy": test_accuracy})
 
     def train_local(self, training: str, local: LocalCNNs, images: Split | list[Split]) -> LocalCNNs:
-        self._train(training, local, train_local, local, images, loss=self.loss, engine=self.settings.engine)
+        self.carry_out(training, local, train_local, local, images, engine=self.settings.engine)
         return local
-
-    def train_head(self, training: str, head: DenseAggregator) -> CNNDNN:
-        model, p = CNNDNN(self.model("local"), head), self.seen_by_head()
-        self._train(training, head, train_aggregator, model, self.data, loss=self.loss, probabilities=p)
-        return model
 
     def seen_by_head(self) -> Tensor:
         if not self.settings.out_of_fold:
@@ -112,21 +102,24 @@ class KeptTrainings(Trainings):
             p[fold == k] = predict(local, own, precision=self.settings.precision)
         return p
 
-    def _train(self, training: str, model: nn.Module, train: Callable, *arguments: Any, **options: Any) -> None:
-        """Train with the recipe of that name, and a checkpoint named by all that determines the weights.
+    def carry_out(self, training: str, model: nn.Module, train: Callable, *arguments: Any, **options: Any) -> None:
+        """With a checkpoint named by all that determines the weights.
 
         What is not trained on all ranks is trained on the first, and given to the others.
         """
+        options["progress"] = self.progress and training
         if self.folder is not None:
             name = f"{training.replace(' ', '-')}-{self._key(training)[:16]}.pt"
             options["checkpoint"] = self.folder / "checkpoints" / name
-        title = self.progress and training
-        recipe = self.recipes[training.partition(",")[0]]  # "local, fold 1" trains as "local"
-        trained: Callable = lambda: train(*arguments, recipe, progress=title, **options)  # noqa: E731
+        trained = partial(super().carry_out, training, model, train, *arguments, **options)
         if train is train_coherent or world_size() == 1:
-            self.histories[training] = trained()
+            trained()
             return
-        on_first = lambda: (trained(), {key: value.cpu() for key, value in model.state_dict().items()})  # noqa: E731
+
+        def on_first() -> tuple["pd.DataFrame", dict[str, Tensor]]:
+            trained()
+            return self.histories[training], {key: value.cpu() for key, value in model.state_dict().items()}
+
         self.histories[training], state = from_first(on_first)
         model.load_state_dict(state)
 
