@@ -250,7 +250,7 @@ def test_few_draws_just_so_many_in_proportion(digits, size):
 def test_a_class_of_one_image_cannot_be_drawn_in_proportion():
     halves = [(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 0, 0, 0, 1]))] * 2
     with pytest.raises(ValueError, match="class 1 has a single image"):
-        ddlib.image_set("mine", *halves).few(3)
+        image_set("mine", *halves).few(3)
 
 
 def test_few_is_a_draw_by_seed(digits):
