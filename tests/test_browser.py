@@ -7,6 +7,7 @@ It needs a Chromium (or Chrome) on the PATH, or named by DDLIB_CHROMIUM.  DDLIB_
 import json
 import os
 import re
+import runpy
 import secrets
 import shutil
 import socket
@@ -215,3 +216,27 @@ def test_a_notebook_runs_from_the_menu(path: Path, run):
         assert any(re.search(r"\d+%.*<\d+:\d\d", bar) for bar in bars), "no progress bar with the time left"
     if "IntSlider" in source:
         slide(page)
+
+
+# ── the page that `make reproduce` ends with, and the settings of `make lab` ──
+
+
+def test_a_link_unfolds_a_notebook_and_its_formulas_are_set(chromium, tmp_path: Path):
+    make = runpy.run_path(str(ROOT / "notebooks/reproduce.py"))["page"]
+    paths = [ROOT / "notebooks/00_quickstart.ipynb", ROOT / "notebooks/01_decompositions.ipynb"]
+    (tmp_path / "page.html").write_text(make(paths, "What was reproduced"), encoding="utf-8")
+    page = chromium.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((tmp_path / "page.html").as_uri())
+    formulas = page.locator("math")
+    assert page.locator("details[open]").count() == 0
+    assert formulas.count() > 5
+    assert not any(formula.is_visible() for formula in formulas.all())
+    page.click('a[href="#01_decompositions"] >> nth=0')
+    opened = page.locator("details[open]")
+    assert opened.count() == 1
+    assert "Decompositions" in opened.locator("summary").inner_text()
+    shown = [formula for formula in formulas.all() if formula.is_visible()]
+    assert "N" in [formula.text_content().strip() for formula in shown]
+    assert all(formula.bounding_box()["width"] > 3 for formula in shown)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.close()

@@ -1,8 +1,12 @@
 """Tables, claims and costs are what the records say."""
 
+import base64
 import math
 import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 
 from ddlib import Experiment, accuracy_table, epochs_to_reach, gather, interval
 from ddlib._internal.files import DamagedFile
+from ddlib.cost.training_time import machine
 from ddlib.report import claims, pages, verdicts
 from ddlib.report import tables as report
 from ddlib.study import records
@@ -286,3 +291,36 @@ def test_every_claim_is_told_in_words():
     for row in pd.read_csv(resolve("results/report/means.csv")).query("over == 'all'").to_dict("records"):
         told = f"| {pages.spoken(row, signed=True)} | {pages.counts(row)} |"
         assert (told in table) == (row["claim"] in claims.WORDS), row["claim"]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> str:
+    """The page that `make reproduce` ends with, of the committed notebooks (less outputs, to be quick) and records."""
+    made, folder = runpy.run_path(str(resolve("notebooks/reproduce.py"))), tmp_path_factory.mktemp("page")
+    for path in resolve("notebooks").glob("[0-9]*.ipynb"):
+        notebook = nbformat.read(path, 4)
+        for cell in notebook.cells:
+            cell.update(outputs=[]) if cell.cell_type == "code" else None
+        nbformat.write(notebook, folder / path.name)
+    first = made["result"](resolve("results/quick"), "all agrees", True)
+    return made["page"](sorted(folder.glob("*.ipynb")), "What was reproduced", first)
+
+
+def test_links_within_the_page_of_make_reproduce_have_their_target(reproduced):
+    ids, links = re.findall(r'\bid="([^"]+)"', reproduced), re.findall(r'href="#([^"]*)"', reproduced)
+    assert len(ids) == len(set(ids))
+    assert {path.stem for path in resolve("notebooks").glob("[0-9]*.ipynb")} <= {*links}
+    assert {*links} <= {*ids}
+    for link in re.findall(r'href="file://([^"#]+)', reproduced):
+        assert Path(unquote(link)).exists(), link
+
+
+def test_the_page_of_make_reproduce_begins_with_the_result(reproduced):
+    first = reproduced[reproduced.index("<main>") : reproduced.index("<details")]
+    facts, (table,) = machine(), [cells_of(found) for found in re.findall(r"<table.*?</table>", first, re.S)]
+    assert all(fact in first for fact in (facts["device"], facts["versions"]["torch"], "All agrees with results/quick"))
+    quick = pd.read_csv(resolve("results/quick/transfer.csv"))
+    transfer = 100 * quick.loc[quick["strategy"] == "transfer", "test_accuracy"].item()
+    assert table[-1][table[0].index("transfer")] == f"{transfer:.1f}"
+    assert base64.b64encode(resolve("results/quick/figures/ladder.png").read_bytes()).decode() in first
+    assert "<details open" not in reproduced

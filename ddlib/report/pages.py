@@ -50,7 +50,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     alike = {k for k, values in enumerate(zip(*parts, strict=True)) if len(set(values)) == 1} - {2}
     names = [", ".join(word for k, word in enumerate(words) if word and k not in alike) for words in parts]
     stars = ["" if augmented == "yes" else "*" for augmented in rows["augment"]]
-    corner = ", ".join(word for k, word in enumerate(parts[0]) if word and k in alike)
+    corner = ", ".join(word for k, word in enumerate(next(iter(parts), ())) if word and k in alike)
     shown = table.dropna(axis="columns", how="all").fillna("").replace({r" \(3\)$": "", " ± ": "±"}, regex=True)
     order = [name for name in STRATEGIES if name in shown] or [*shown]
     shown = shown[order].set_axis([name + star for name, star in zip(names, stars, strict=True)])
