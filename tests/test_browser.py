@@ -212,7 +212,9 @@ def test_a_notebook_runs_from_the_menu(path: Path, run):
     page, seen, bars = run(path.name)
     assert problems(seen, committed(path)) == []
     source = path.read_text()
-    if re.search(r"\b(train_local|record)\(", source) and "progress=False" not in source:  # what is timed shows none
+    if (
+        re.search(r"\b(train_local|record|records_of)\(", source) and "progress=False" not in source
+    ):  # what is timed shows none
         assert any(re.search(r"\d+%.*<\d+:\d\d", bar) for bar in bars), "no progress bar with the time left"
     if "IntSlider" in source:
         slide(page)
