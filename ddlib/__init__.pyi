@@ -14,7 +14,7 @@ from .parallel.executors import process_pool, train_local
 from .parallel.ranks import train_coherent
 from .report.tables import accuracy_table, epochs_to_reach, interval
 from .strategies import STRATEGIES, Strategy, Trainings
-from .study.experiment import Experiment
+from .study.experiment import Experiment, records_of
 from .study.parameters import agrees, parameters, points
 from .study.records import Record, gather
 from .training import RECIPES, Diverged, Recipe, fit, predict, train_aggregator

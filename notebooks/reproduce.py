@@ -6,16 +6,22 @@ runs the notebooks, a kernel each, and writes tables, figures and executed noteb
 Exit code: 0 all agrees with results/quick, 1 something disagrees or failed, 130 interrupted.
 """
 
+import base64
+import html
+import io
 import itertools
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import torch
 from joblib import cpu_count
 from latex2mathml.converter import convert
@@ -23,7 +29,9 @@ from nbconvert import HTMLExporter
 
 import ddlib
 from ddlib.__main__ import main as command
-from ddlib.study.sweep import execute
+from ddlib.cost.training_time import machine
+from ddlib.report import pages
+from ddlib.study.sweep import execute, read_plan
 
 HERE = Path(__file__).resolve().parent
 SECONDS = {  # on one core; what has run says how much slower this machine is
@@ -38,6 +46,7 @@ SECONDS = {  # on one core; what has run says how much slower this machine is
 }
 TIMED = {"04_training_time": 30, "06_scaling": 50}  # alone, on all cores
 REPORT = 20
+PLAN = HERE / "plans" / "quick.yaml"  # the points of the main table
 JOBS = min(4, cpu_count())  # kernels at a time, within 4 GB
 
 
@@ -83,23 +92,42 @@ def minutes(seconds: float) -> str:
 # ── one page ──
 
 
-def page(notebooks: Iterable[Path], title: str) -> str:
-    """Executed notebooks as one page of HTML that loads nothing from elsewhere: figures within, formulas as MathML."""
-    parts = {path.stem: nbformat.read(path, as_version=4) for path in notebooks}
-    merged = nbformat.v4.new_notebook(metadata=next(iter(parts.values())).metadata)
-    names, made = [f"- [{name}](#{name})" for name in parts], []
-    merged.cells.append(nbformat.v4.new_markdown_cell("\n".join([f"# {title}", "", *names])))
-    for name, notebook in parts.items():
-        notebook.cells[0].source = f'<a id="{name}"></a>\n\n{notebook.cells[0].source}'
-        merged.cells += notebook.cells
-    for number, cell in enumerate(merged.cells):
-        cell.id = f"cell-{number}"  # those of the notebooks are the same in several
-        if cell.cell_type == "markdown":
-            cell.source = linked(formulas(cell.source, made))
+STYLE = """<style>
+main { max-width: 1160px; margin: auto; font-family: var(--jp-content-font-family); }
+.result { display: flex; flex-wrap: wrap; gap: 1.5em; align-items: start; }
+.result img { max-width: 480px; }
+details { border-top: 1px solid #ccc; } summary { cursor: pointer; padding: 0.5em; font-size: 1.1em; }
+.skip a { white-space: nowrap; margin-right: 1em; color: #0b5394; }
+</style>"""
+
+
+def page(notebooks: Iterable[Path], title: str, result: str = "") -> str:
+    """Executed notebooks as one page of HTML that loads nothing from elsewhere: figures within, formulas as MathML.
+
+    `result` (HTML) comes first, then a list of the notebooks, each of them folded; a link to one opens it.
+    """
     exporter = HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    html, _ = exporter.from_notebook_node(merged, {"metadata": {"name": title}})
-    html = re.sub(r"<script.*?</script>", "", html, flags=re.S)  # of libraries that would be fetched
-    return re.sub(r"<[^>]*>|MATHML(\d+)X", lambda found: made[int(found[1])] if found[1] else found[0], html)
+    heads, links, parts = [], [], []
+    for path in notebooks:
+        name, notebook, made = path.stem, nbformat.read(path, as_version=4), []
+        heading = re.sub(r"^#+ |[*`$]", "", notebook.cells[0].source.splitlines()[0])
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = linked(formulas(cell.source, made))
+        whole, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+        whole = re.sub(r"<script.*?</script>", "", whole, flags=re.S)  # of libraries that would be fetched
+        head, body = re.fullmatch(r"(.*?)<main>(.*)</main>.*", whole, flags=re.S).groups()
+        body = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', body)  # those of the notebooks are the same in several
+        for own in re.findall(r' id="[^"]*?-([^"]+)"', body):
+            body = body.replace(f'href="#{own}"', f'href="#{name}-{own}"')
+        body = re.sub(r"<[^>]*>|MATHML(\d+)X", lambda found, m=made: m[int(found[1])] if found[1] else found[0], body)
+        heads.append(head)
+        links.append(f'<a href="#{name}">{name}</a>')
+        # the target is within, so that a browser unfolds what a link leads to
+        summary = f"<summary><b>{name[:2]}</b> {html.escape(heading)}</summary>"
+        parts.append(f'<details>{summary}<a id="{name}"></a>{body}</details>')
+    top = f"<h1>{html.escape(title)}</h1>{result}<p class=skip>{' '.join(links)}</p>"
+    return "\n".join([heads[0], STYLE, "<main>", top, *parts, "</main>", "</body>", "</html>"])
 
 
 def formulas(text: str, made: list[str]) -> str:
@@ -122,12 +150,26 @@ def linked(text: str) -> str:
 # ── what one sees at the end ──
 
 
-def summary(folder: Path) -> str:
-    """The main table: strategies in %, a row a decomposition."""
+def main_table(folder: Path) -> pd.DataFrame:
+    """Test accuracy in %: a column a strategy, a row a point of notebooks 02 and 03."""
     frame = ddlib.gather(folder)
-    table = ddlib.accuracy_table(frame[frame["variant"] == ""]).dropna(axis="columns", how="all")
-    shown = ["grid", "overlap", "epochs", *table.columns]
-    return table.fillna("").reset_index()[shown].to_string(index=False)
+    return pages.readable(ddlib.accuracy_table(frame[frame["record"].isin({point.name for point in read_plan(PLAN)})]))
+
+
+def result(folder: Path, told: str, agrees: bool) -> str:
+    """The first screen, as HTML: whether all agrees, the main table, the ladder of notebook 00, and the machine."""
+    facts = machine()
+    versions = [f"Python {facts['python']}", *(f"{name} {number}" for name, number in facts["versions"].items())]
+    where = f"{facts['device']}, {facts['cores']} cores; {', '.join(versions)}; commit {facts['commit'][:10]}"
+    table = main_table(folder).to_html(border=0)
+    ladder = folder / "figures" / "ladder.png"
+    image = base64.b64encode(ladder.read_bytes()).decode() if ladder.exists() else ""
+    return f"""<p>{time.strftime("%d %B %Y, %H:%M")}. {html.escape(where)}{"*" * bool(facts["dirty"])}.</p>
+<p><b>{"All agrees with results/quick." if agrees else "Not all agrees with results/quick."}</b></p>
+<pre>{html.escape(told)}</pre>
+<div class=result><div class=jp-RenderedHTMLCommon><p>Handwritten digits: test accuracy (%)</p>{table}</div>
+<img alt="Test accuracy of local CNNs, average, vote, CNN-DNN, transfer and global CNN, step by step"
+ src="data:image/png;base64,{image}"></div>"""
 
 
 def main(folder: str) -> int:
@@ -136,15 +178,19 @@ def main(folder: str) -> int:
     if not run(output):
         return 1
     print(f"[report] {'':24} about {REPORT} s left", flush=True)
-    plan = str(HERE / "plans" / "quick.yaml")
+    plan = str(PLAN)
     if code := command(["report", folder, "--plan", plan, "--dataset", "digits", "--output", f"{folder}/report"]):
         return code
-    code = command(["compare", folder, str(HERE.parent / "results" / "quick")])
-    html, executed = output / "notebooks.html", [*sorted(output.glob("[0-9]*.ipynb")), output / "report/report.ipynb"]
-    html.write_text(page(executed, "What was reproduced"), encoding="utf-8")
-    print(f"\nHandwritten digits, VGG9: test accuracy (%)\n{summary(output)}\n")
+    shutil.copy(output / "report" / "report.ipynb", output / "05_report.ipynb")
+    told = io.StringIO()
+    with redirect_stdout(told), redirect_stderr(told):
+        code = command(["compare", folder, str(HERE.parent / "results" / "quick")])
+    print(told.getvalue(), end="")
+    whole, first = output / "notebooks.html", result(output, told.getvalue(), code == 0)
+    whole.write_text(page(sorted(output.glob("[0-9]*.ipynb")), "What was reproduced", first), encoding="utf-8")
+    print(f"\nHandwritten digits: test accuracy (%)\n{main_table(output).to_string()}\n")
     print(f"the ladder, step by step:  {output / 'figures' / 'ladder.png'}")
-    print(f"all notebooks as one page: {html}")
+    print(f"all notebooks as one page: {whole}")
     return code
 
 

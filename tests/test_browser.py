@@ -7,6 +7,7 @@ It needs a Chromium (or Chrome) on the PATH, or named by DDLIB_CHROMIUM.  DDLIB_
 import json
 import os
 import re
+import runpy
 import secrets
 import shutil
 import socket
@@ -18,6 +19,7 @@ from urllib.request import Request, urlopen
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -59,7 +61,7 @@ LOOK = r"""() => {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Address of a JupyterLab on a copy of the notebooks, with fresh settings, and that copy's folder."""
+    """Address of a JupyterLab on a copy of the notebooks, with the settings of `make lab`, and that copy's folder."""
     home = tmp_path_factory.mktemp("lab")
     folder = shutil.copytree(ROOT / "notebooks", home / "notebooks")
     for path in folder.glob("*.ipynb"):  # without outputs, so that what is seen is what the run made
@@ -69,7 +71,6 @@ def lab(tmp_path_factory):
                 cell.update(outputs=[], execution_count=None)
         nbformat.write(notebook, path)
     for name, settings in {
-        "apputils-extension/notification": {"fetchNews": "false"},
         "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page at once
     }.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -87,6 +88,7 @@ def lab(tmp_path_factory):
     }
     environment = {name: value for name, value in os.environ.items() if name != "DDLIB_PROGRESS"}
     environment |= {name: str(home / place) for name, place in places.items()}
+    environment["JUPYTER_CONFIG_PATH"] = str(folder / ".lab")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--ip=127.0.0.1", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
     with (home / "log.txt").open("w") as log:
@@ -211,7 +213,57 @@ def test_a_notebook_runs_from_the_menu(path: Path, run):
     page, seen, bars = run(path.name)
     assert problems(seen, committed(path)) == []
     source = path.read_text()
-    if re.search(r"\b(train_local|record)\(", source) and "progress=False" not in source:  # what is timed shows none
+    if (
+        re.search(r"\b(train_local|record|records_of)\(", source) and "progress=False" not in source
+    ):  # what is timed shows none
         assert any(re.search(r"\d+%.*<\d+:\d\d", bar) for bar in bars), "no progress bar with the time left"
     if "IntSlider" in source:
         slide(page)
+
+
+# ── the page that `make reproduce` ends with, and the settings of `make lab` ──
+
+
+def test_a_link_unfolds_a_notebook_and_its_formulas_are_set(chromium, tmp_path: Path):
+    make = runpy.run_path(str(ROOT / "notebooks/reproduce.py"))["page"]
+    paths = [ROOT / "notebooks/00_quickstart.ipynb", ROOT / "notebooks/01_decompositions.ipynb"]
+    (tmp_path / "page.html").write_text(make(paths, "What was reproduced"), encoding="utf-8")
+    page = chromium.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((tmp_path / "page.html").as_uri())
+    formulas = page.locator("math")
+    assert page.locator("details[open]").count() == 0
+    assert formulas.count() > 5
+    assert not any(formula.is_visible() for formula in formulas.all())
+    page.click('a[href="#01_decompositions"] >> nth=0')
+    opened = page.locator("details[open]")
+    assert opened.count() == 1
+    assert "Decompositions" in opened.locator("summary").inner_text()
+    shown = [formula for formula in formulas.all() if formula.is_visible()]
+    assert "N" in [formula.text_content().strip() for formula in shown]
+    assert all(formula.bounding_box()["width"] > 3 for formula in shown)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.close()
+
+
+def test_lab_opens_markdown_as_a_page_and_tells_no_news(lab, chromium):
+    assert "JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks/.lab " in (ROOT / "Makefile").read_text()
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(lab[0]("README.md"))
+    page.wait_for_selector(".jp-MarkdownViewer h1", timeout=60_000)
+    page.wait_for_timeout(5000)  # a question would have come by then
+    assert page.locator(".jp-FileEditor, .Toastify__toast, .jp-Dialog").count() == 0
+    page.locator(".jp-MarkdownViewer a", has_text="05 Report").first.click()
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.close()
+
+
+def test_nothing_in_the_report_is_wider_than_its_page(chromium, tmp_path: Path):
+    html, _ = HTMLExporter().from_filename(ROOT / "notebooks/05_report.ipynb")
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    page = chromium.new_page(viewport={"width": 993, "height": 800})
+    page.goto((tmp_path / "report.html").as_uri())
+    outputs = page.locator(".jp-OutputArea-output")
+    widths = outputs.evaluate_all("all => all.map(e => [e.scrollWidth, e.clientWidth])")
+    assert len(widths) > 10
+    assert [width for width in widths if width[0] > width[1]] == []
+    page.close()

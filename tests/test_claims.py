@@ -9,7 +9,7 @@ from helpers import RECORDED, record_of
 from scipy.stats import false_discovery_control, t
 from sklearn.metrics import roc_auc_score
 
-from ddlib.report import claims, effects, pages
+from ddlib.report import claims, effects, pages, verdicts
 from ddlib.report import tables as report
 from ddlib.study import sweep
 from ddlib.study.parameters import resolve
@@ -354,7 +354,7 @@ def test_a_forest_has_a_line_a_point_ordered_by_effect_and_a_diamond_a_mean():
     found += [record_of({"cnn-dnn": 0.9, "vote": 0.5}, backbone="mobilenet_v2")]
     rows = claims.compare(found)
     judged = claims.as_table(rows)
-    figure = pages.forest(judged, claims.pool(rows, judged))
+    figure = verdicts.forest(judged, claims.pool(rows, judged))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels[:2] == ["digits, VGG9 (32), 4×4, 12 epochs", "digits, VGG9 (32), 2×2, 12 epochs"]
     assert labels[2] == "digits, MobileNetV2 (32), 2×2, 12 epochs"  # not in the first column

@@ -1,8 +1,14 @@
 """Tables, claims and costs are what the records say."""
 
+import base64
 import math
+import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +18,8 @@ from hypothesis import strategies as st
 
 from ddlib import Experiment, accuracy_table, epochs_to_reach, gather, interval
 from ddlib._internal.files import DamagedFile
+from ddlib.cost.training_time import machine
+from ddlib.report import claims, pages, verdicts
 from ddlib.report import tables as report
 from ddlib.study import records
 from ddlib.study.parameters import resolve
@@ -233,3 +241,86 @@ def test_a_record_of_a_training_that_diverged_is_named(tmp_path):
     path = record.save(tmp_path)
     with pytest.raises(DamagedFile, match=f"{path.name} is damaged: .*score/global is NaN"):
         gather(tmp_path)
+
+
+# ── tables for readers ──
+
+
+def test_a_readable_table_is_narrow_and_has_every_row():
+    kept = [record_of({"global": 0.6, "vote": 0.5}, seed) for seed in range(3)]
+    kept += [record_of({"vote": 0.4}, grid="4x4", overlap=2, augment=False, epochs=24)]
+    table = pages.readable(accuracy_table(gather(kept)))
+    assert table.columns.name == "digits, VGG9 (32)"  # what all have
+    assert table.to_dict() == {
+        "global": {"2×2, 12 epochs": "60.0±0.0", "4×4, δ = 2, 24 epochs*": ""},
+        "vote": {"2×2, 12 epochs": "50.0±0.0", "4×4, δ = 2, 24 epochs*": "40.0"},
+    }
+
+
+def shown_in(notebook: str, kind: str) -> list[str]:
+    """The outputs of one kind of a committed notebook."""
+    cells = nbformat.read(resolve(f"notebooks/{notebook}.ipynb"), 4).cells
+    found = [output.get("data", {}).get(kind, "") for cell in cells for output in cell.get("outputs", ())]
+    return [text for text in found if text]
+
+
+def cells_of(html: str) -> list[list[str]]:
+    """The rows of a table as a browser reads them."""
+    rows = re.findall(r"<tr.*?</tr>", html, re.S)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+
+
+def test_the_report_begins_with_the_main_table_of_the_readme_and_drops_no_row_of_the_others():
+    main, *others = map(cells_of, shown_in("05_report", "text/html"))
+    lines = resolve("README.md").read_text().partition("## Accuracies after")[2].split("\n\n")[1].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert main[0][1:] == head[1:]
+    assert [row[0].rstrip("*") for row in main[1:]] == [row[0] for row in rows]
+    assert [row[1:] for row in main[1:]] == [[cell.replace(" ", "") for cell in row[1:]] for row in rows]
+    assert not {"NaN", "nan", "None"} & {cell for table in others for row in table for cell in row}
+    told = {frozenset(f"{t[0][0]}, {row[0].rstrip('*')}".strip(", ").split(", ")) for t in [main, *others] for row in t}
+    table = pd.read_csv(resolve("results/report/accuracy.csv")).fillna("")
+    for row in table.to_dict("records"):
+        assert {piece for words in verdicts.parts_of(row) if words for piece in words.split(", ")} in told, row
+
+
+def test_every_claim_is_told_in_words():
+    (table,) = [t for t in shown_in("05_report", "text/markdown") if "the papers claim" in t]
+    for claim, words in claims.WORDS.items():
+        assert f"| {claim} | {words} |" in table
+    for row in pd.read_csv(resolve("results/report/means.csv")).query("over == 'all'").to_dict("records"):
+        told = f"| {pages.spoken(row, signed=True)} | {pages.counts(row)} |"
+        assert (told in table) == (row["claim"] in claims.WORDS), row["claim"]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> str:
+    """The page that `make reproduce` ends with, of the committed notebooks (less outputs, to be quick) and records."""
+    made, folder = runpy.run_path(str(resolve("notebooks/reproduce.py"))), tmp_path_factory.mktemp("page")
+    for path in resolve("notebooks").glob("[0-9]*.ipynb"):
+        notebook = nbformat.read(path, 4)
+        for cell in notebook.cells:
+            cell.update(outputs=[]) if cell.cell_type == "code" else None
+        nbformat.write(notebook, folder / path.name)
+    first = made["result"](resolve("results/quick"), "all agrees", True)
+    return made["page"](sorted(folder.glob("*.ipynb")), "What was reproduced", first)
+
+
+def test_links_within_the_page_of_make_reproduce_have_their_target(reproduced):
+    ids, links = re.findall(r'\bid="([^"]+)"', reproduced), re.findall(r'href="#([^"]*)"', reproduced)
+    assert len(ids) == len(set(ids))
+    assert {path.stem for path in resolve("notebooks").glob("[0-9]*.ipynb")} <= {*links}
+    assert {*links} <= {*ids}
+    for link in re.findall(r'href="file://([^"#]+)', reproduced):
+        assert Path(unquote(link)).exists(), link
+
+
+def test_the_page_of_make_reproduce_begins_with_the_result(reproduced):
+    first = reproduced[reproduced.index("<main>") : reproduced.index("<details")]
+    facts, (table,) = machine(), [cells_of(found) for found in re.findall(r"<table.*?</table>", first, re.S)]
+    assert all(fact in first for fact in (facts["device"], facts["versions"]["torch"], "All agrees with results/quick"))
+    quick = pd.read_csv(resolve("results/quick/transfer.csv"))
+    transfer = 100 * quick.loc[quick["strategy"] == "transfer", "test_accuracy"].item()
+    assert table[-1][table[0].index("transfer")] == f"{transfer:.1f}"
+    assert base64.b64encode(resolve("results/quick/figures/ladder.png").read_bytes()).decode() in first
+    assert "<details open" not in reproduced

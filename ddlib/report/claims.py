@@ -66,6 +66,17 @@ CLAIMS = (
     Comparison("remedy", "transfer", "transfer", option="local_losses"),
 )
 OPTIONS = {comparison.option for comparison in CLAIMS} - {""}
+# what the papers claim, in words; C4 is a clock's (04_training_time), C8 is in 09_two_decompositions
+WORDS = {
+    "C1": "the CNN-DNN is more accurate than average and vote",
+    "C2": "transfer is more accurate than the CNN-DNN",
+    "C3": "how the coherent model compares depends on the backbone",
+    "C4": "a local CNN is trained much faster than the global CNN",
+    "C5": "the CNN-DNN can be more accurate than the global CNN",
+    "C6": "composed sub-networks speed up training, with almost no loss",
+    "C7": "transfer is more accurate than the global CNN",
+    "C8": "LDA in windows is more accurate than one LDA",
+}
 COMPARED = ["claim", "a", "b", "training", "option"]  # what names a comparison in a table
 VERDICTS = ["ahead", "level", "behind", "open"]
 EFFECT = ["difference", "low", "high", "low 90", "high 90", "seed error", "image error", "p"]

@@ -214,6 +214,83 @@ def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
     return ordered[ordered["test_accuracy"].gt(best.shift(fill_value=-1))]
 
 
+def speed_ups(clocks: "pd.DataFrame") -> "pd.DataFrame":
+    """C4: how many times faster than the global CNN, a row a machine; columns as `pages.in_words` needs them.
+
+    Args:
+        clocks: training-time tables (04_training_time) with their machine.
+    """
+    by_machine = clocks.groupby("machine", sort=False)["parallel speed-up"]
+    table = by_machine.agg(
+        rows="size", faster=lambda x: (x > 1).sum(), slower=lambda x: (x <= 1).sum(), least="min", most="max"
+    )
+    for name, column in {"geometric mean": "parallel speed-up", "one machine": "one-machine speed-up"}.items():
+        table[name] = np.exp(np.log(clocks[column]).groupby(clocks["machine"]).mean())
+    return table
+
+
+def ties(found: Iterable[Record]) -> "pd.DataFrame":
+    """What it is worth, in points, that a vote's ties go to the class of higher average probability (`worth`).
+
+    Against the first of the tied classes, a plain argmax of counts; means over seeds, a row a point.
+    """
+    import pandas as pd
+
+    voted = []
+    for record in found:
+        if {"local", "vote"} <= {*record.strategies} and "ties" not in record.parameters:
+            labels, votes = record.arrays["labels"], record.predicted("local")  # (n,), (N, n)
+            first = np.stack([(votes == k).sum(0) for k in range(votes.max() + 1)]).argmax(0)
+            worth = (record.predicted("vote").squeeze() == labels).mean() - (first == labels).mean()
+            voted.append({**point(record), "worth": 100 * worth})
+    if not voted:
+        return pd.DataFrame(columns=[*POINT, "worth"])
+    return pd.DataFrame(voted).groupby([*POINT], sort=False)["worth"].mean().reset_index()
+
+
+def equal_time(tables: "dict[str, pd.DataFrame]") -> "pd.DataFrame":
+    """Points of composed networks above the line that random weights reach after E and 2E epochs, in the same time.
+
+    Columns: data, channel_parts, workers, above the line, and the time as a share of 2E epochs; means over seeds.
+
+    Args:
+        tables: time_to_accuracy.csv of 07_channel_decomposition, by data.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, table in tables.items():
+        ends = sorted(table["epochs"].unique())[:: len(table["epochs"].unique()) - 1]  # E and 2E
+        whole = table[table["channel_parts"] == 0].set_index(["seed", "epochs"])[["seconds", "test_accuracy"]]
+        for row in table[(table["channel_parts"] > 0) & (table["epochs"] == ends[0])].to_dict("records"):
+            line = whole.sort_index().loc[row["seed"]].loc[ends]
+            above = 100 * (row["test_accuracy"] - np.interp(row["seconds"], line["seconds"], line["test_accuracy"]))
+            share = row["seconds"] / line["seconds"].iloc[1]
+            rows.append({"data": name, **row, "above the line": above, "share of the time": share})
+    shown = ["above the line", "share of the time"]
+    return pd.DataFrame(rows).groupby(["data", "channel_parts", "workers"])[shown].mean().reset_index()
+
+
+def behind(frame: "pd.DataFrame", found: Iterable[Record]) -> "pd.DataFrame":
+    """What is behind the accuracies, in %: of training, lowest and highest run, and Wilson's interval of one run."""
+    import pandas as pd
+
+    table = frame.groupby([*POINT, "strategy"], sort=False).agg(
+        train=("train_accuracy", "mean"),
+        test=("test_accuracy", "mean"),
+        lowest=("test_accuracy", "min"),
+        highest=("test_accuracy", "max"),
+        parameters=("parameters", "max"),
+        record=("record", "first"),
+    )
+    images = table.pop("record").map({record.name: len(record.arrays["labels"]) for record in found})
+    ends = [interval(round(share * n), n) for share, n in zip(table["test"], images, strict=True)]
+    table = table.join(pd.DataFrame(ends, table.index, ["low", "high"]))
+    shares = ["train", "test", "lowest", "highest", "low", "high"]
+    table[shares] = (100 * table[shares]).round(1)
+    return table.reset_index()
+
+
 def _images(record: Record) -> tuple[Any, ...]:
     """What settles the size of the images; early records do not have it, but others of the same images may."""
     return record.parameters["dataset"], record.parameters.get("options")

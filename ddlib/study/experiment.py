@@ -1,6 +1,7 @@
 """One point of a table: trained, evaluated, and kept as a record."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from torch import nn
 from .. import channels
 from .._internal import files
 from .._internal.devices import choose_precision
+from .._internal.progress import whole_bar
 from ..aggregation import accuracy
 from ..data.sets import DATASETS, check_options
 from ..images import ImageSet
 from ..networks.backbones import count_parameters
-from ..strategies import STRATEGIES
+from ..strategies import HEADS, STRATEGIES
 from ..training import predict
 from . import records
 from .importance import importance
@@ -86,6 +88,37 @@ class Experiment(Settings):
         if folder is not None:
             record.save(folder)
         return record.only(self.strategies)
+
+
+def records_of(
+    points: Sequence[Experiment], folder: str | Path | None = None, *, reuse: bool = True, progress: bool = True
+) -> list[records.Record]:
+    """`Experiment.record` of several points, under one bar that tells the time left of all of them.
+
+    Its share of the bar is a training's number of epochs.  A line says how many points came from records; the
+    environment variable DDLIB_PROGRESS=0 switches bars off, not that line.
+    """
+    there = [_on_record(point, folder) if reuse else False for point in points]
+    parts = [{} if known else _epochs(point) for point, known in zip(points, there, strict=True)]
+    found = []
+    with whole_bar(parts, progress) as bar:
+        for point in points:
+            bar.begin()
+            found.append(point.record(folder, reuse=reuse, progress=progress))
+    if any(there):
+        print(f"{sum(there)} of {len(points)} points came from records.")
+    return found
+
+
+def _on_record(point: Experiment, folder: str | Path | None) -> bool:
+    known = None if folder is None else records.find(Path(folder), point.name)
+    return known is not None and {*point.strategies} <= {*known.strategies}
+
+
+def _epochs(point: Experiment) -> dict[str, float]:
+    """What each training that a point needs takes, in epochs; that of a dense network next to nothing."""
+    needed = {name for strategy in point.strategies for name in STRATEGIES[strategy].trainings}
+    return {name: 0.0 if name in HEADS else float(point.epochs) for name in needed}
 
 
 def _check_same_images(record: records.Record, digest: str) -> None:
