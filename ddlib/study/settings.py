@@ -16,12 +16,13 @@ from ..local import width_of_each
 from ..networks.backbones import BACKBONES, Builder
 from ..parallel.executors import ENGINES
 from ..strategies import HEADS, STRATEGIES
-from ..training import RECIPES, Recipe
+from ..training import OPTIMIZERS, RECIPES, SCHEDULES, Recipe
 from . import records
 
 # the least value of what is a whole number; what is None by default may stay None
 LEAST = {"overlap": 0, "width": 1, "epochs": 1, "dense_epochs": 1, "batch_size": 2, "seed": 0}
 LEAST |= {"train_size": 2, "channel_parts": 1, "out_of_fold": 2}
+TRAINING = ("optimizer", "schedule", "weight_decay")  # of a recipe, None for the usual ones
 FLAGS = ("local_losses", "log_probabilities", "coarse")  # what is off, or None, unless it is asked for
 
 
@@ -57,6 +58,8 @@ class Settings:
         ties: "first" gives ties of the vote to the first class; None to the higher average.
         class_weights: "balanced" weighs each class by the inverse of its frequency in the loss; None for no weights.
         validation: a share of the training images that takes the place of the test images, which stay untouched.
+        optimizer, schedule, weight_decay: of all trainings but that of the dense network, see `Recipe`; None for its
+            usual ones.  Another optimiser wants another `rate`.
         seed: of the initial weights, the batches and the augmentation.
 
     Raises:
@@ -90,6 +93,9 @@ class Settings:
     ties: str | None = None
     class_weights: str | None = None
     validation: float | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    weight_decay: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +115,7 @@ class Settings:
             "dense_start": unless("random", checks.one_of("dense_start", self.dense_start or "random", STARTS)),
             "ties": unless("average", checks.one_of("ties", self.ties or "average", TIES)),
             "local_width": self._local_width(),
+            **self._training(),
             "dense_hidden": None if self.dense_hidden is None else " ".join(map(str, hidden_layers(self.dense_hidden))),
             "class_weights": self.class_weights and checks.one_of("class_weights", self.class_weights, ("balanced",)),
             **{name: checks.flag(name, truth(getattr(self, name))) or None for name in FLAGS},
@@ -154,6 +161,18 @@ class Settings:
         given = number(self.local_width) if self.local_width is not None else "proportional"
         width_of_each(given, 1, 1)
         return unless("proportional", given if isinstance(given, str) else int(given))
+
+    def _training(self) -> dict[str, Any]:
+        """Optimiser, schedule and weight decay, None for the usual ones."""
+        usual = RECIPES["global"]
+        asked = {name: getattr(self, name) for name in TRAINING}
+        asked = {name: getattr(usual, name) if value is None else value for name, value in asked.items()}
+        checked = {
+            "optimizer": checks.one_of("optimizer", asked["optimizer"], OPTIMIZERS),
+            "schedule": checks.one_of("schedule", asked["schedule"], SCHEDULES),
+            "weight_decay": checks.real("weight_decay", number(asked["weight_decay"]), 0),
+        }
+        return {name: unless(getattr(usual, name), value) for name, value in checked.items()}
 
     def _check_windows(self) -> None:
         subdomains = None
@@ -224,7 +243,8 @@ class Settings:
         if stage in HEADS:
             return replace(base, epochs=self.dense_epochs, **common)
         slower = base.rate / RECIPES["global"].rate  # transfer starts near its goal
-        return replace(base, epochs=self.epochs, rate=self.rate * slower, augment=self.augment, **common)
+        own = {name: value for name in TRAINING if (value := getattr(self, name)) is not None}
+        return replace(base, epochs=self.epochs, rate=self.rate * slower, augment=self.augment, **common, **own)
 
     def trainings(self) -> dict[str, Any]:
         """What `strategies.Trainings` takes, beside backbone, windows and images."""
