@@ -36,10 +36,7 @@ class PlainVGG9(nn.Module):
             for _ in range(count):
                 layers += [CONV[dims](channels, outputs, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = outputs
-            layers += [
-                _POOL[dims](2, ceil_mode=True),
-                nn.Dropout(0.2),
-            ]  # rounds up, so that a window of any size passes
+            layers += [_POOL[dims](2, ceil_mode=True), nn.Dropout(0.2)]
             pixels = tuple(-(-length // 2) for length in pixels)
         self.features = nn.Sequential(*layers, nn.Flatten())
         dense = nn.Linear(channels * prod(pixels), channels)
