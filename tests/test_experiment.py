@@ -345,8 +345,10 @@ def test_an_interrupted_point_goes_on(tmp_path, trainings, monkeypatch):
 
 OTHER = [{"seed": 1}, {"rate": 0.05}, {"augment": False}, {"train_size": 40}, {"dataset": "digits"}, {"coarse": True}]
 OTHER += [{"local_width": "full"}, {"dense_hidden": "8"}, {"dense_start": "average"}, {"ties": "first"}]
+OTHER += [{"optimizer": "adam"}, {"schedule": "constant"}, {"weight_decay": 0.0}]
 SAME = [{"grid": [2, 2]}, {"strategies": ("vote",)}, {"epochs": np.int64(2)}, {"width": 8.0}]
 SAME += [{"ties": "average"}, {"local_width": "proportional"}, {"dense_start": "random"}, {"coarse": False}]
+SAME += [{"optimizer": "sgd"}, {"schedule": "one-cycle"}, {"weight_decay": "5e-4"}]
 
 
 @pytest.mark.parametrize(("given", "same"), [*((o, False) for o in OTHER), *((s, True) for s in SAME)], ids=str)
@@ -497,6 +499,29 @@ def test_log_probabilities_are_an_option_of_the_dense_network_alone(tmp_path):
     assert kept == ["coherent", "coherent", "dense-network", "dense-network", "local"]
     for stage in ("dense network", "coherent"):
         assert logs.arrays[f"history/{stage}/loss"][0] != usual.arrays[f"history/{stage}/loss"][0]
+
+
+def test_the_regime_of_a_textbook_is_a_point_like_any_other(tmp_path):
+    """Adam at a constant rate, for all but the dense network; what was trained is found again."""
+    regime = {"backbone": "vgg9_plain", "optimizer": "adam", "schedule": "constant", "rate": 1e-3, "weight_decay": 0.0}
+    point = Experiment(**SMALL | regime, strategies=("global", "cnn-dnn", "transfer"))
+    assert [(r := point.recipe(stage)).optimizer for stage in ("global", "transfer", "dense network")] == ["adam"] * 3
+    assert (r.schedule, point.recipe("local").schedule, point.recipe("local").weight_decay) == ("constant",) * 2 + (0,)
+    assert point.recipe("transfer").rate == pytest.approx(2e-4)
+    first = point.record(tmp_path, progress=False)
+    assert first.variant.endswith("optimizer=adam schedule=constant weight_decay=0.0 dense_epochs=2")
+    for name in tmp_path.glob("*.json"):
+        name.unlink()
+    again = point.record(tmp_path, progress=False)  # from checkpoints
+    assert np.array_equal(again.predicted("transfer"), first.predicted("transfer"))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [({"optimizer": "adan"}, "optimizer 'adan'.*adam"), ({"weight_decay": -1}, "weight_decay.*-1")]
+)
+def test_a_wrong_recipe_is_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        Experiment(**SMALL | given)
 
 
 def test_options_of_the_method_work_together(everything):

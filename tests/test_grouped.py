@@ -1,5 +1,7 @@
 """Grouped equals separate: N local CNNs in one module are N networks that know nothing of one another."""
 
+import math
+
 import pytest
 import torch
 from helpers import apart, assert_other_state, assert_same_state, local_cnns, small_net
@@ -257,9 +259,31 @@ def test_windows_of_any_size_pass(name, shape):
     assert net(torch.randn(4, 2, *shape)).shape == (4, 6)
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (1, 5), (4, 4, 3)])
+def test_the_plain_vgg_flattens_its_window_and_computes_as_pytorch_does(shape):
+    dims, size = len(shape), [length for length in shape]
+    net = backbones.build("vgg9_plain", 3, 10, 4, dims=dims, window_shape=shape).eval()
+    assert not any("Norm" in type(layer).__name__ for layer in net.modules())
+    assert [layer.p for layer in net.modules() if isinstance(layer, nn.Dropout)] == [0.2, 0.2, 0.2, 0.5]
+    for _ in range(3):
+        size = [-(-length // 2) for length in size]
+    assert net.head[0].weight.shape == (16, 16 * math.prod(size))
+    plain = nn.Sequential(*net.features, net.head)
+    for place, layer in enumerate(plain):  # PyTorch's own convolutions, of the same weights
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            nn.init.normal_(layer.bias)
+            own = (nn.Conv2d if dims == 2 else nn.Conv3d)(layer.in_channels, layer.out_channels, 3, padding=1)
+            own.load_state_dict(layer.state_dict())
+            plain[place] = own
+    x = torch.randn(4, 3, *shape)
+    torch.testing.assert_close(net(x), plain(x), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        ({"name": "vgg9_plain"}, "needs window_shape"),
+        ({"name": "vgg9_plain", "groups": 2}, "cannot be grouped"),
         ({"name": "vgg8"}, r"'vgg8'.*Did you mean 'vgg9'"),
         ({"name": "cnn3d", "dims": 2}, r"cnn3d.*dims=2"),
         ({"width": 0}, r"width.*0"),

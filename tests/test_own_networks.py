@@ -49,7 +49,7 @@ def engines():
 # ── a copy is a copy of all ──
 
 
-@pytest.mark.parametrize("backbone", [dropping, Dropping])
+@pytest.mark.parametrize("backbone", [dropping, Dropping, "vgg9_plain"])
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda n: n.part(range(4)), lambda n: pickle.loads(pickle.dumps(n))])
 def test_a_copy_keeps_what_was_set(backbone, how):
     local = mk(backbone)
@@ -82,6 +82,16 @@ def test_frozen_weights_stay_in_every_engine(tiny):
         for old, new in zip(local.networks, trained.networks, strict=True):
             assert torch.equal(old[0][0].weight, new[0][0].weight)
             assert not torch.equal(old[3][-1].weight, new[3][-1].weight)
+
+
+def test_a_plain_vgg_drops_the_same_in_every_engine(tiny):
+    first = mk("vgg9_plain")
+    local = copy.deepcopy(first)
+    train_local(local, tiny, R, progress=False)  # engine="auto"
+    for engine in engines():
+        other = copy.deepcopy(first)
+        train_local(other, tiny, R, engine=engine, progress=False)
+        assert_same_state(other, local)
 
 
 def test_hooks_and_replaced_activations_are_used_in_every_engine(tiny):

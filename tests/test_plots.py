@@ -183,3 +183,36 @@ def test_the_number_of_a_coarse_window_stands_below_its_panel():
     assert "85.0" not in {text.get_text() for text in figure.axes[0].texts}
     assert len(figure.axes[0].texts) == len(cut) - 1
     plt.close(figure)
+
+
+@pytest.fixture
+def places():
+    """Two seeds of three places: means of seeds are (1, 2), (9, −2) and, of 4×4, (0, 9)."""
+    rows = []
+    for seed in (-1, 1):
+        common = {"dataset": "cifar10", "backbone": "vgg9", "width": 8, "overlap": 0, "variant": "", "seed": seed}
+        for x, y, grid, epochs in ((1, 2, "2x2", 12), (5, 0, "2x2", 24), (9, -2, "2x2", 150), (0, 9, "4x4", 12)):
+            row = {"grid": grid, "epochs": epochs, "augment": "no" if epochs == 24 else "yes"}
+            rows.append(common | row | {"overfit": x + 0.1 * seed, "C1": y + 0.1 * seed, "C7": np.nan})
+    return pd.DataFrame(rows)
+
+
+def test_regimes_are_told_apart_by_marker_and_seeds_are_one_point(places):
+    figure = plots.regimes(places)
+    (ax,) = figure.axes  # there is no C7
+    drawn = {(tuple(x), tuple(y)): line for line in ax.lines for x, y in [line.get_data()] if line.get_marker() in "os"}
+    points = {(round(x[0], 6), round(y[0], 6)): line for (x, y), line in drawn.items()}
+    assert set(points) == {(1, 2), (5, 0), (9, -2), (0, 9)}
+    looks = {at: (line.get_marker(), line.get_fillstyle()) for at, line in points.items()}
+    assert looks == {(1, 2): ("o", "full"), (5, 0): ("o", "none"), (9, -2): ("s", "full"), (0, 9): ("o", "full")}
+    assert [line.get_markeredgecolor() for at, line in points.items() if at == (0, 9)] == ["black"]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[:4] == ["CIFAR-10", "short, augmented", "short, not augmented", "150 epochs, augmented"]
+
+
+def test_a_trend_is_a_straight_line_where_points_are_on_one():
+    x = np.array([-3.0, 0, 2, 8, 30, 60])
+    at = np.linspace(-3, 60, 9)
+    y, expected = (2 - 3 * np.arcsinh(v / plots.SQUEEZE) for v in (x, at))
+    np.testing.assert_allclose(plots.trend(x, y, at), expected, atol=1e-6)
+    assert plots.trend(x, y + 10 * (x == 60), at)[-1] > expected[-1] + 1  # and bends where they do

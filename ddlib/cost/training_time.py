@@ -67,7 +67,7 @@ class Setting:
         return LocalCNNs(self.backbone, self.decomposition, **size)
 
     def network(self) -> nn.Module:
-        return build(self.backbone, self.channels, 10, self.width, len(self.shape))
+        return build(self.backbone, self.channels, 10, self.width, len(self.shape), window_shape=self.shape)
 
     def recipe(self, stage: str = "local", **changed: Any) -> Recipe:
         """An epoch of a stage."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .._internal import checks
 from .convolution import CONV
 from .own import checked
+from .plain import PlainVGG9
 
 # What a layer's sizes are called, that a number of groups multiplies.
 _SIZES = ("groups", "in_channels", "out_channels", "num_features", "num_channels", "num_groups", "num_parameters")
@@ -287,6 +288,7 @@ BACKBONES: dict[str, type[Backbone] | Builder] = {
     "resnet32": ResNet32,
     "mobilenet_v2": MobileNetV2,
     "cnn3d": CNN3D,
+    "vgg9_plain": PlainVGG9,
 }
 
 

@@ -24,7 +24,10 @@ class _Convolution:
             if (thin and not as_product) or (first and self.weight.shape[1] < 8):
                 with torch.autocast("cpu", enabled=False):
                     return self.forward(x.float()).to(torch.get_autocast_dtype("cpu"))
-        return self._as_product(x) if as_product else super().forward(x)
+        if not as_product:
+            return super().forward(x)
+        y = self._as_product(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *[1] * len(size))
 
     def _as_product(self, x: Tensor) -> Tensor:
         """(B, G·c, *size) → (B, G·o, *size), each output pixel a sum over all pixels: one matrix for each group."""

@@ -1,9 +1,9 @@
 """The pictures, drawn from decompositions, images, records and tables; legible in grey and to the colour-blind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,11 +26,21 @@ NAMES = {
     "lidc_nodules": "lung nodules",
     "adrenalmnist3d": "adrenal glands",
     "vgg9": "VGG9",
+    "vgg9_plain": "plain VGG9",
     "resnet20": "ResNet20",
     "resnet32": "ResNet32",
     "mobilenet_v2": "MobileNetV2",
     "cnn3d": "3-D CNN",
 }
+# a colour a data set (Okabe and Ito's), grey for others
+COLOURS = {
+    "cifar10": "#0072B2",
+    "tf_flowers": "#D55E00",
+    "lidc_nodules": "#009E73",
+    "adrenalmnist3d": "#CC79A7",
+    "faces": "#B8860B",
+}
+OTHER = "#777777"
 
 
 # ── any figure ──
@@ -231,3 +241,86 @@ def _log_x(ax: Axes) -> None:
     ticks = [tick for tick in ticks if first <= tick <= last]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+# what a regime looks like: a marker, and whether it is filled
+REGIMES = {
+    "short, augmented": ("o", True),
+    "short, not augmented": ("o", False),
+    "150 epochs, augmented": ("s", True),
+    "150 epochs, not augmented": ("s", False),
+    "textbook": ("*", True),
+}
+SQUEEZE = 5.0  # points of overfit: the axis is linear below, logarithmic above
+
+
+def regimes(shown: "pd.DataFrame") -> Figure:
+    """C1 and C7 over the overfit of the local CNNs: colour by data set, marker by regime; 15 cm wide.
+
+    A point is the mean over the seeds of one place.  Those of 4×4 have black edges; the line is the `trend` of all
+    others.
+
+    Args:
+        shown: a row a record: dataset, backbone, width, grid, overlap, epochs, augment ("yes" or "no"), variant,
+            seed; overfit, C1 and C7 in points, NaN where there is none.
+    """
+    place = ["dataset", "backbone", "width", "grid", "overlap", "epochs", "augment", "variant"]
+    means = shown.groupby(place, as_index=False)[["overfit", "C1", "C7"]].mean()
+    means["regime"], means["fine"] = means.apply(regime_of, axis=1), means["grid"].str.startswith("4x4")
+    titles = {"C1": "C1: CNN-DNN − average", "C7": "C7: transfer − global CNN"}
+    titles = {claim: title for claim, title in titles.items() if means[claim].notna().any()}
+    figure, axes = plt.subplots(1, len(titles), figsize=(5.9, 4.2), squeeze=False)
+    for ax, (claim, title) in zip(axes[0], titles.items(), strict=True):
+        rows = means.dropna(subset=[claim])
+        for (dataset, regime, fine), own in rows.groupby(["dataset", "regime", "fine"]):
+            colour, (marker, filled) = COLOURS.get(dataset, OTHER), REGIMES[regime]
+            look = {"color": colour, "fillstyle": "full" if filled else "none", "alpha": 0.85, "markeredgewidth": 0.9}
+            look |= {"markeredgecolor": "black" if fine else colour, "markersize": 8 if marker == "*" else 4.5}
+            ax.plot(own["overfit"], own[claim], marker, **look)
+        if len(others := rows[~rows["fine"]]) > 2:
+            at = np.linspace(others["overfit"].min(), others["overfit"].max(), 300)
+            line = trend(others["overfit"].to_numpy(), others[claim].to_numpy(), at)
+            ax.plot(at, line, color="black", linewidth=1.2)
+        ax.axhline(0, color="black", linewidth=0.6)
+        ax.set(title=title, xlabel="overfit of the local CNNs (points)", ylabel="difference (points)")
+        ax.set_xscale("asinh", linear_width=SQUEEZE)
+        ax.set_xticks([0, 5, 10, 20, 50], [0, 5, 10, 20, 50])
+        ax.minorticks_off()
+        ax.margins(x=0.06)
+    _key(figure, list(dict.fromkeys(means["dataset"])), [name for name in REGIMES if name in set(means["regime"])])
+    return figure
+
+
+def _key(figure: Figure, datasets: Sequence[str], found: Sequence[str]) -> None:
+    """What colours, markers, edges and the line of `regimes` are."""
+    looks = {named(name): {"color": COLOURS.get(name, OTHER)} for name in datasets}
+    for name in found:
+        marker, filled = REGIMES[name]
+        looks[name] = {"color": OTHER, "marker": marker, "fillstyle": "full" if filled else "none"}
+    looks["4×4"] = {"color": OTHER, "markeredgecolor": "black"}
+    looks["trend without 4×4"] = {"color": "black", "marker": "", "linestyle": "-"}
+    usual = {"linestyle": "", "marker": "o", "markersize": 5}
+    keys = [plt.Line2D([], [], **usual | {"label": label} | look) for label, look in looks.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=8)
+
+
+def regime_of(row: "Mapping[str, Any] | pd.Series") -> str:
+    """Which of `REGIMES` a point is of."""
+    if row["backbone"] == "vgg9_plain":
+        return "textbook"
+    length = "150 epochs" if row["epochs"] >= 150 else "short"
+    return f"{length}, {'augmented' if row['augment'] == 'yes' else 'not augmented'}"
+
+
+def trend(x: np.ndarray, y: np.ndarray, at: np.ndarray, width: float = 0.7) -> np.ndarray:
+    """A smooth line through points, at places `at`: straight lines fitted around each, with Gaussian weights (loess).
+
+    x is squeezed as in the figure of the regimes; `width` is the standard deviation of the weights there.
+    """
+    x, at = np.arcsinh(x / SQUEEZE), np.arcsinh(at / SQUEEZE)
+    found = []
+    for place in at:
+        root = np.exp(-0.25 * ((x - place) / width) ** 2)  # of the weight
+        line = np.stack([root, root * (x - place)], 1)
+        found.append(np.linalg.lstsq(line, root * y, rcond=None)[0][0])
+    return np.array(found)

@@ -11,17 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .claims import COMPARED, WORDS, way
-from .figures import cut, named
+from .figures import COLOURS, OTHER, cut, named
 
-# a colour a data set (Okabe and Ito's), grey for others; regimes differ by marker, so that grey print tells them apart
-COLOURS = {
-    "cifar10": "#0072B2",
-    "tf_flowers": "#D55E00",
-    "lidc_nodules": "#009E73",
-    "adrenalmnist3d": "#CC79A7",
-    "faces": "#B8860B",
-}
-OTHER = "#777777"
+# regimes differ by marker, so that grey print tells them apart
 REGIMES = {"short": ("o", "short training"), "long": ("s", "150 epochs or more")}
 
 

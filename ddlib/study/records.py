@@ -50,6 +50,7 @@ ABOUT = ("augment", "variant", "settings", "record", "outdated", "computed", "co
 # Parameters of an experiment that are mostly not given; those that are tell the rows of a table apart.
 VARIANT = ("options", "train_size", "channel_parts", "samples", "out_of_fold", "local_losses", "log_probabilities")
 VARIANT += ("dense_hidden", "dense_start", "local_width", "coarse", "ties", "class_weights", "validation")
+VARIANT += ("optimizer", "schedule", "weight_decay")
 # Raised when an accuracy would come out differently, by more than rounding: records of a lower number are outdated, and
 # one without a number has 1.  `tests/test_golden.py` fails where losses move and this was not raised.
 RESULTS = 1

@@ -17,7 +17,7 @@ from ..local import width_of_each
 from ..networks.backbones import BACKBONES, Builder
 from ..parallel.executors import ENGINES
 from ..strategies import HEADS, SAMPLES, STRATEGIES
-from ..training import RECIPES, Recipe
+from ..training import OPTIMIZERS, RECIPES, SCHEDULES, Recipe
 from . import records
 
 Check = Callable[[str, Any], Any]  # the name of a setting and its value → the value as a record has it, or ValueError
@@ -87,6 +87,12 @@ def hidden_layers(name: str, value: str | int) -> str:
         raise ValueError(f"dense_hidden must be 'none' or widths like '128 64', got {value!r}.") from None
 
 
+def other_decay(name: str, value: float | str) -> float | None:
+    """None for the usual one."""
+    decay = checks.real(name, number(value), 0)
+    return None if decay == RECIPES["global"].weight_decay else decay
+
+
 def number(value: Any) -> Any:
     """A number that came as text, as YAML leaves 1e-2; anything else as it is."""
     with suppress(ValueError):
@@ -126,6 +132,8 @@ class Settings:
         ties: "first" gives ties of the vote to the first class; None to the higher average.
         class_weights: "balanced" weighs each class by the inverse of its frequency in the loss; None for no weights.
         validation: a share of the training images that takes the place of the test images, which stay untouched.
+        optimizer, schedule, weight_decay: of all trainings but that of the dense network, see `Recipe`; None for its
+            usual ones.  Another optimiser wants another `rate`.
         seed: of the initial weights, the batches and the augmentation.
 
     Raises:
@@ -159,6 +167,9 @@ class Settings:
     ties: str | None = setting(None, among(TIES, "average"))
     class_weights: str | None = setting(None, among(["balanced"]))
     validation: float | None = setting(None, real(0.99))
+    optimizer: str | None = setting(None, among(OPTIMIZERS, RECIPES["global"].optimizer))
+    schedule: str | None = setting(None, among(SCHEDULES, RECIPES["global"].schedule))
+    weight_decay: float | None = setting(None, other_decay)
     seed: int = setting(0, whole(0))
 
     def __post_init__(self) -> None:
@@ -243,6 +254,8 @@ class Settings:
         if stage in HEADS:
             return replace(base, epochs=self.dense_epochs, **common)
         slower = base.rate / RECIPES["global"].rate  # transfer starts near its goal
+        own = {name: getattr(self, name) for name in ("optimizer", "schedule", "weight_decay")}
+        common |= {name: value for name, value in own.items() if value is not None}
         return replace(base, epochs=self.epochs, rate=self.rate * slower, augment=self.augment, **common)
 
     def trainings(self) -> dict[str, Any]:
