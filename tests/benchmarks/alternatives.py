@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from tempfile import mkdtemp
 from timeit import timeit
@@ -30,6 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+from matplotlib.ticker import LogLocator
 from plain import K, Step, batches, grouped, lightning, one_by_one, single, vmapped
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -219,12 +221,13 @@ def on_paper(measured: pd.DataFrame) -> pd.DataFrame:
     of s / R; the gradients travel after the backward pass, or, `overlapped`, all of them behind it: the bound.
     """
     sent = measured.set_index("way")["bytes a step"]["data-parallel, global CNN"]
-    timed = measured[measured["comparison"] == "a worker"].set_index(["images", "grid", "way"])["seconds"] / 1000
+    alone = measured[measured["comparison"] == "a worker"]
+    timed = alone.set_index(["images", "grid", "way"])["seconds"].sort_index()
     rows = []
-    for images, k in ((images, k) for images in timed.index.unique("images") for k in SIDES):
+    for images, k in product(alone["images"].unique(), SIDES):
         own, ranks, steps = timed[images, times((k, k))], k**2, EPOCH // TOTAL
-        step = TOTAL / ranks * own["global CNN"]
-        locals_ = {way: EPOCH * own[way] for way in own.index if way.startswith("local")}
+        step = TOTAL / ranks * own["global CNN"] / 1000
+        locals_ = {way: EPOCH / 1000 * own[way] for way in own.index if way.startswith("local")}
         for link, latency in LINKS.items():
             reduce = 2 * (ranks - 1) * (latency + sent / ranks / (link * 1e9 / 8))
             both = {"data-parallel": steps * (step + reduce), "data-parallel, overlapped": steps * max(step, reduce)}
@@ -251,8 +254,10 @@ def drawn(paper: pd.DataFrame) -> plt.Figure:
         ax.set(xscale="log", yscale="log", xlabel="workers, a core each", title=f"images of {images}")
         ax.set_xticks(some["workers"], some["workers"])
         ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:,g}")
         ax.legend()
-    axes[0, 0].set_ylabel(f"seconds an epoch of {EPOCH:,} images, on paper")
+    axes[0, 0].set_ylabel(f"seconds, {EPOCH:,} images")
     figures.one_legend(figure, axes[0], 3)
     return figure
 
