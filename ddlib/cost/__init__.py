@@ -1,1 +1,1 @@
-"""What training costs: the training-time table, and how it scales over processes."""
+"""What training costs: the training-time table."""

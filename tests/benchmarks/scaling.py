@@ -2,6 +2,7 @@
 
 *By subdomain* (`ddlib.ranks`) each holds some local CNNs, sees all images and sends its local probabilities;
 *data-parallel* each holds the whole model, sees a share of each batch and sends the gradients of all parameters.
+Notebook 06 shows what is measured here.
 """
 
 import copy
@@ -20,13 +21,10 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .._internal import checks
-from ..images import ImageSet, memory_format
-from ..model import CNNDNN
-from ..parallel import ranks as parallel
-from ..parallel.executors import process_pool
-from ..training import Recipe, fit
-from .training_time import compare
+from ddlib import CNNDNN, ImageSet, Recipe, checks, fit, process_pool
+from ddlib import ranks as parallel
+from ddlib.cost.training_time import compare
+from ddlib.images import memory_format
 
 LARGE = 4_000_000  # bytes of a message whose latency does not matter
 
