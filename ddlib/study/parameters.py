@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # parameters that have several values, each of them a point → what they are called in `Experiment`
 LISTS = {"grids": "grid", "overlaps": "overlap", "parts": "channel_parts", "lengths": "epochs", "seeds": "seed"}
 LISTS |= {"local_widths": "local_width", "coarse_windows": "coarse"}
+# "grids" and "grid": a notebook has one of them, and takes both
+SPELLINGS = {many: one for many, one in LISTS.items() if many == f"{one}s"}
+SPELLINGS |= {one: many for many, one in SPELLINGS.items()}
 ASSIGNED = re.compile(r"^(\w+)(?::[^=\n]+)? = ", re.M)  # `name = value` or `name: type = value`
 
 
@@ -35,14 +38,16 @@ class ParameterError(ValueError):
         return [f"ParameterError: {self}"]
 
 
-def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
+def points(strategies: str, needs: str = "", single: bool = False, **given: Any) -> list[Experiment]:
     """The experiments that a notebook's parameters ask for: the product of its `LISTS`.
 
     Args:
         strategies: a list of names, e.g. "global average vote".
         needs: strategies that the notebook cannot do without, written likewise; of "average|vote" one is enough.
-        given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are lists, as YAML or
-            Python has them, or as text, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
+        single: the notebook is about one point, so a list of several values is refused.
+        given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are single values or
+            lists, as YAML or Python has them, or as text, e.g. grids="2x2 4x4"; "grid", "overlap", "seed" and
+            "local_width" mean the same.  A grid can have an overlap of its own: "2x2+4".
 
     Raises:
         ParameterError: a value that `Experiment` refuses, a needed strategy that is not there, or a parameter that
@@ -50,7 +55,13 @@ def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
     """
     with checking("strategies", *given):
         asked = tuple(values("strategies", strategies))
+        if isinstance(grid := given.get("grid"), (list, tuple)) and all(isinstance(part, int) for part in grid):
+            given["grid"] = [grid]  # (2, 2) is one grid
+        given = spelled(given, LISTS)
         lists = {name: values(many, given.pop(many)) for many, name in LISTS.items() if many in given}
+        for name, several in lists.items():
+            if single and len(several) > 1:
+                raise ValueError(f"this notebook takes one {name}, got {several}.")
         found = []
         for chosen in itertools.product(*lists.values()):  # one value of each list: a point
             point = _own_overlap(dict(zip(lists, chosen, strict=True)))
@@ -66,11 +77,29 @@ def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
 def parameters(names: Mapping[str, Any]) -> dict[str, Any]:
     """A notebook's parameters that `points` takes, from its `globals()`: what the cell that assigns `output` assigns.
 
-    Outside IPython, where no cell can be asked, all names that are of `Experiment` or `LISTS`.
+    Where papermill injected the other of two `SPELLINGS`, that takes the place of the notebook's own.  Outside
+    IPython, where no cell can be asked, all names that are of `Experiment` or `LISTS`.
     """
-    cells = [found for cell in _executed_cells() if "output" in (found := ASSIGNED.findall(cell))]
-    own = set().union(*cells) if cells else set(names)
-    return {name: names[name] for name in names if name in own & {*Experiment.__dataclass_fields__, *LISTS}}
+    own, injected = _own_and_injected()
+    cells = [set(found) for found in own if "output" in found]
+    taken = set().union(*cells) if cells else set(names)
+    taken = {SPELLINGS[name] if SPELLINGS.get(name) in injected and name not in injected else name for name in taken}
+    return {name: names[name] for name in names if name in taken & {*Experiment.__dataclass_fields__, *LISTS}}
+
+
+def spelled(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """`given` by the names that are `known`, where the other of two `SPELLINGS` was used.
+
+    Raises:
+        ValueError: both were.
+    """
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        own = SPELLINGS[name] if name not in known and SPELLINGS.get(name) in known else name
+        if own in found:
+            raise ValueError(f"{own} and {SPELLINGS[own]} are the same parameter: give one of them.")
+        found[own] = value
+    return found
 
 
 def at_hand(point: Experiment) -> ImageSet | None:
@@ -99,12 +128,10 @@ def checking(*known: str) -> Iterator[None]:
         ParameterError: for a ValueError inside, or a parameter that papermill injected and the notebook does not have.
     """
     try:
-        cells = _executed_cells()
-        injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
-        own = [name for cell in cells if cell not in injected for name in ASSIGNED.findall(cell)]
-        for name in ASSIGNED.findall(injected[-1]) if injected else ():
+        own, injected = _own_and_injected()
+        for name in injected:
             if not name.startswith("PAPERMILL_"):  # of --inject-paths
-                checks.one_of("notebook parameter", name, sorted({*known, *own}))
+                checks.one_of("notebook parameter", name, sorted({*known}.union(*own)))
         yield
     except ValueError as error:
         raise ParameterError(str(error)) from None
@@ -133,6 +160,14 @@ def _executed_cells() -> list[str]:
 
     shell = get_ipython()
     return [] if shell is None else shell.user_ns["In"]
+
+
+def _own_and_injected() -> tuple[list[list[str]], list[str]]:
+    """Names that each executed cell assigns, without those that papermill injected; and what the last of these does."""
+    cells = _executed_cells()
+    injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
+    own = [ASSIGNED.findall(cell) for cell in cells if cell not in injected]
+    return own, ASSIGNED.findall(injected[-1]) if injected else []
 
 
 def _small_batch(point: Experiment) -> Experiment:
