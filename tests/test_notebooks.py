@@ -201,6 +201,10 @@ SPELT = [
     ("01_decompositions", "overlaps = 2", "overlap = [2]"),
     ("02_aggregation", "grids = '2x2'", "grid = (2, 2)"),
     ("02_aggregation", "seeds = [0, 1]", "seed = '0 1'"),
+    ("06_scaling", "grid = '2x3'", "grids = '2x3'"),
+    ("08_regimes", "seeds = [0, 1]", "seed = [0, 1]"),
+    ("07_channel_decomposition", "seeds = [0, 1]", "seed = [0, 1]"),
+    ("10_what_pays", "local_widths = 'full'", "local_width = 'full'"),
 ]
 
 
@@ -217,7 +221,8 @@ def points_of(path: Path, monkeypatch: pytest.MonkeyPatch, injected: str) -> lis
     found: list[list[ddlib.Experiment]] = []
     make = ddlib.points
     with monkeypatch.context() as patch:
-        patch.setattr(ddlib, "points", lambda *a, **k: found.append(make(*a, **k)) or found[-1])
+        for place in (ddlib, nb):
+            patch.setattr(place, "points", lambda *a, **k: found.append(make(*a, **k)) or found[-1])
         until_the_check(path, patch, injected)
     return found[0]
 
@@ -229,8 +234,22 @@ def test_a_notebook_of_one_point_takes_lists_of_one(monkeypatch: pytest.MonkeyPa
     for injected in ("grids = '2x2 4x4'", "grid = ['2x2', '4x4']"):
         with pytest.raises(nb.ParameterError, match=r"this notebook takes one grid, got \['2x2', '4x4'\]"):
             until_the_check(path, monkeypatch, injected)
+    with pytest.raises(nb.ParameterError, match="unknown notebook parameter 'grids'"):
+        until_the_check(path, monkeypatch, "grid = '2x2'\ngrids = '4x4'")
+
+
+def test_a_parameter_under_both_names_is_refused():
     with pytest.raises(nb.ParameterError, match="grids and grid are the same parameter"):
         ddlib.points("local", grid="2x2", grids="4x4")
+
+
+def test_each_card_shows_a_figure_of_its_own_notebook():
+    cards = re.findall(r'src="\.\./(\S+?)".*\]\((\w+\.ipynb)\)', (ROOT / "notebooks/README.md").read_text())
+    assert [name for _, name in cards] == [path.name for path in NOTEBOOKS]
+    for figure, name in cards:
+        code = "\n".join(cell.source for cell in nbformat.read(ROOT / "notebooks" / name, 4).cells)
+        assert f'"{Path(figure).stem}")' in code
+        assert (ROOT / figure).exists()
 
 
 def test_a_needed_strategy_may_be_one_of_several():

@@ -1,5 +1,6 @@
 """What the notebooks share: their parameters become points of a table, and their tables are held to a reference."""
 
+import ast
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ LISTS |= {"local_widths": "local_width", "coarse_windows": "coarse"}
 # "grids" and "grid": a notebook has one of them, and takes both
 SPELLINGS = {many: one for many, one in LISTS.items() if many == f"{one}s"}
 SPELLINGS |= {one: many for many, one in SPELLINGS.items()}
+INJECTED = "# Parameters\n"  # a cell of papermill's begins so
 ASSIGNED = re.compile(r"^(\w+)(?::[^=\n]+)? = ", re.M)  # `name = value` or `name: type = value`
 
 
@@ -53,6 +55,7 @@ def points(strategies: str, needs: str = "", single: bool = False, **given: Any)
         ParameterError: a value that `Experiment` refuses, a needed strategy that is not there, or a parameter that
             papermill injected and the notebook does not have (papermill itself only warns).
     """
+    given = _as_injected(given)
     with checking("strategies", *given):
         asked = tuple(values("strategies", strategies))
         if isinstance(grid := given.get("grid"), (list, tuple)) and all(isinstance(part, int) for part in grid):
@@ -77,14 +80,11 @@ def points(strategies: str, needs: str = "", single: bool = False, **given: Any)
 def parameters(names: Mapping[str, Any]) -> dict[str, Any]:
     """A notebook's parameters that `points` takes, from its `globals()`: what the cell that assigns `output` assigns.
 
-    Where papermill injected the other of two `SPELLINGS`, that takes the place of the notebook's own.  Outside
-    IPython, where no cell can be asked, all names that are of `Experiment` or `LISTS`.
+    Outside IPython, where no cell can be asked, all names that are of `Experiment` or `LISTS`.
     """
-    own, injected = _own_and_injected()
-    cells = [set(found) for found in own if "output" in found]
-    taken = set().union(*cells) if cells else set(names)
-    taken = {SPELLINGS[name] if SPELLINGS.get(name) in injected and name not in injected else name for name in taken}
-    return {name: names[name] for name in names if name in taken & {*Experiment.__dataclass_fields__, *LISTS}}
+    cells = [found for cell in _executed_cells() if "output" in (found := ASSIGNED.findall(cell))]
+    own = set().union(*cells) if cells else set(names)
+    return {name: names[name] for name in names if name in own & {*Experiment.__dataclass_fields__, *LISTS}}
 
 
 def spelled(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
@@ -128,10 +128,12 @@ def checking(*known: str) -> Iterator[None]:
         ParameterError: for a ValueError inside, or a parameter that papermill injected and the notebook does not have.
     """
     try:
-        own, injected = _own_and_injected()
-        for name in injected:
-            if not name.startswith("PAPERMILL_"):  # of --inject-paths
-                checks.one_of("notebook parameter", name, sorted({*known}.union(*own)))
+        cells = _executed_cells()
+        own = [name for cell in cells if not cell.startswith(INJECTED) for name in ASSIGNED.findall(cell)]
+        injected = [name for name in ASSIGNED.findall(_injected_cell()) if not name.startswith("PAPERMILL_")]
+        own += [SPELLINGS[name] for name in own if name in SPELLINGS and name not in injected]
+        for name in injected:  # but for those of --inject-paths
+            checks.one_of("notebook parameter", name, sorted({*known, *own}))
         yield
     except ValueError as error:
         raise ParameterError(str(error)) from None
@@ -162,12 +164,21 @@ def _executed_cells() -> list[str]:
     return [] if shell is None else shell.user_ns["In"]
 
 
-def _own_and_injected() -> tuple[list[list[str]], list[str]]:
-    """Names that each executed cell assigns, without those that papermill injected; and what the last of these does."""
-    cells = _executed_cells()
-    injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
-    own = [ASSIGNED.findall(cell) for cell in cells if cell not in injected]
-    return own, ASSIGNED.findall(injected[-1]) if injected else []
+def _injected_cell() -> str:
+    """The source of the last cell that papermill injected; empty where there is none."""
+    return next((cell for cell in reversed(_executed_cells()) if cell.startswith(INJECTED)), "")
+
+
+def _as_injected(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, where what papermill injected under the other of two `SPELLINGS` takes the place of a notebook's own."""
+    lines = ast.parse(_injected_cell()).body
+    injected = {line.targets[0].id: ast.unparse(line.value) for line in lines if isinstance(line, ast.Assign)}
+    found = dict(given)
+    for name in given:
+        if (other := SPELLINGS.get(name)) in injected and name not in injected:
+            del found[name]
+            found[other] = ast.literal_eval(injected[other])
+    return found
 
 
 def _small_batch(point: Experiment) -> Experiment:
