@@ -72,6 +72,19 @@ def test_every_strategy_is_drawn(ax):
     assert "A title" in (ax.get_title(loc="left"), ax.get_title())
 
 
+def test_points_that_differ_in_an_option_have_columns_of_their_own(ax):
+    variants = ["train_size=600", "train_size=600 local_width=full", "train_size=600 local_width=full coarse=True"]
+    rows = [frame(vote=0.5 + 0.1 * k).assign(variant=variant) for k, variant in enumerate(variants)]
+    table = pd.concat([*rows, frame(vote=0.9).assign(variant=variants[0], overlap=2)])
+    words = ["2×2", "2×2, local width full", "2×2, local width full, coarse", "2×2, δ = 2"]
+    assert list(plots.places(table)["place"]) == words
+    plots.strategies(ax, table, 100)
+    assert len({round(float(c.lines[0].get_xdata()[0])) for c in ax.containers}) == 4
+    texts = [label.get_text() for label in ax.get_xticklabels()]
+    assert texts[1:] == ["2×2\nδ = 0\nlocal width full", "2×2\nδ = 0\nlocal width full, coarse", "2×2\nδ = 2"]
+    assert list(plots.places(rows[1])["place"]) == ["2×2"]  # what all have is in the caption
+
+
 def test_strategies_differ_in_grey_by_their_markers():
     assert len({row.marker for row in ddlib.STRATEGIES.values()}) == len(ddlib.STRATEGIES)
     assert len({to_rgb(row.colour) for row in ddlib.STRATEGIES.values()}) == len(ddlib.STRATEGIES)

@@ -39,6 +39,11 @@ def test_lists_are_expanded_and_named_apart(tmp_path: Path):
     assert all(point.status() == "new" for point in plan)
 
 
+def test_a_plan_may_say_grid_or_grids(tmp_path: Path):
+    usual = sweep.read_plan(plan_file(tmp_path, f"{TINY}, grids: [2x2, 2x3], seeds: [0, 1]"))
+    assert usual == sweep.read_plan(plan_file(tmp_path, f"{TINY}, grid: [2x2, 2x3], seed: [0, 1]"))
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

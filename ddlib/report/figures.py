@@ -1,5 +1,6 @@
 """The pictures, drawn from decompositions, images, records and tables; legible in grey and to the colour-blind."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -83,6 +84,24 @@ def cut(grid: str, overlap: int) -> str:
     return grid.replace("x", "×") + (f", δ = {overlap}" if overlap else "")
 
 
+def places(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Rows of `gather` with `place`, the decomposition in words, and `differs`, options that not all of them have.
+
+    "2×2, δ = 4, coarse": points that differ in the width of their local CNNs, say, are not at one place.
+    """
+    variants = frame["variant"] if "variant" in frame else frame["grid"].map(lambda _: "")
+    options = variants.map(lambda text: dict.fromkeys(part for part in re.split(r" (?=\w+=)", text) if part))
+    common = set.intersection(*map(set, options))
+    words = options.map(lambda own: ", ".join(_option(part) for part in own if part not in common))
+    cuts = [cut(grid, overlap) for grid, overlap in zip(frame["grid"], frame["overlap"], strict=True)]
+    return frame.assign(differs=words, place=[f"{own}, {word}" if word else own for own, word in zip(cuts, words)])
+
+
+def _option(part: str) -> str:
+    """ "local_width=full" → "local width full", "coarse=True" → "coarse"."""
+    return part.removesuffix("=True").replace("_", " ").replace("=", " ")
+
+
 def save(figure: Figure, folder: Path | None, name: str) -> None:
     """Write NAME.png and NAME.pdf below folder/figures; nothing where folder is None."""
     if folder is not None:
@@ -109,13 +128,14 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
     Bars are Wilson's 95 % intervals of a single run over the test images.  Seeds stand side by side, with a line at
     their mean.
     """
-    frame = frame[~frame["strategy"].isin([name for name, row in STRATEGIES.items() if row.several])]
-    columns = list(dict.fromkeys(zip(frame["grid"], frame["overlap"], strict=True)))
+    frame = places(frame[~frame["strategy"].isin([name for name, row in STRATEGIES.items() if row.several])])
+    columns = list(dict.fromkeys(frame[["grid", "overlap", "differs"]].itertuples(index=False, name=None)))
     shown = sorted(dict.fromkeys(frame["strategy"]), key=lambda s: [*STRATEGIES, s].index(s))
     room = min(0.8 / len(shown), 0.2)  # of a strategy
     for k, strategy in enumerate(shown):
         (colour, marker), label = style_of(strategy), named(strategy)
-        for place, rows in frame[frame["strategy"] == strategy].groupby(["grid", "overlap"], sort=False):
+        own = frame[frame["strategy"] == strategy]
+        for place, rows in own.groupby(["grid", "overlap", "differs"], sort=False):
             middle = columns.index(place) + (k - (len(shown) - 1) / 2) * room
             x = middle + 0.8 * room * ((np.arange(len(rows)) + 0.5) / len(rows) - 0.5)
             y = rows["test_accuracy"].to_numpy()
@@ -125,10 +145,11 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
             label = None
             if len(rows) > 1:
                 ax.hlines(100 * y.mean(), middle - 0.45 * room, middle + 0.45 * room, color=colour, linewidth=1.6)
-    ax.set_xticks(range(len(columns)), [f"{grid.replace('x', '×')}\nδ = {overlap}" for grid, overlap in columns])
+    texts = [f"{grid.replace('x', '×')}\nδ = {overlap}\n{words}".rstrip() for grid, overlap, words in columns]
+    ax.set_xticks(range(len(columns)), texts)
     ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)", xlim=(-0.5, len(columns) - 0.5))
     ax.set_title(title)
-    line = "\nline: mean of seeds" if frame.groupby(["grid", "overlap", "strategy"]).size().max() > 1 else ""
+    line = "\nline: mean of seeds" if frame.groupby(["place", "strategy"]).size().max() > 1 else ""
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=f"bars: 95 % of one run{line}", title_fontsize=8)
 
 

@@ -1,8 +1,9 @@
 """What the notebooks share: their parameters become points of a table, and their tables are held to a reference."""
 
+import ast
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 # parameters that have several values, each of them a point → what they are called in `Experiment`
 LISTS = {"grids": "grid", "overlaps": "overlap", "parts": "channel_parts", "lengths": "epochs", "seeds": "seed"}
 LISTS |= {"local_widths": "local_width", "coarse_windows": "coarse"}
+# "grids" and "grid": a notebook has one of them, and takes both
+SPELLINGS = {many: one for many, one in LISTS.items() if many == f"{one}s"}
+SPELLINGS |= {one: many for many, one in SPELLINGS.items()}
+INJECTED = "# Parameters\n"  # a cell of papermill's begins so
 ASSIGNED = re.compile(r"^(\w+)(?::[^=\n]+)? = ", re.M)  # `name = value` or `name: type = value`
 
 
@@ -35,22 +40,31 @@ class ParameterError(ValueError):
         return [f"ParameterError: {self}"]
 
 
-def points(strategies: str, needs: str = "", **given: Any) -> list[Experiment]:
+def points(strategies: str, needs: str = "", single: bool = False, **given: Any) -> list[Experiment]:
     """The experiments that a notebook's parameters ask for: the product of its `LISTS`.
 
     Args:
         strategies: a list of names, e.g. "global average vote".
         needs: strategies that the notebook cannot do without, written likewise; of "average|vote" one is enough.
-        given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are lists, as YAML or
-            Python has them, or as text, e.g. grids="2x2 4x4".  A grid can have an overlap of its own: "2x2+4".
+        single: the notebook is about one point, so a list of several values is refused.
+        given: the notebook's own parameters by name, those of `Experiment`; those of `LISTS` are single values or
+            lists, as YAML or Python has them, or as text, e.g. grids="2x2 4x4"; "grid", "overlap", "seed" and
+            "local_width" mean the same.  A grid can have an overlap of its own: "2x2+4".
 
     Raises:
         ParameterError: a value that `Experiment` refuses, a needed strategy that is not there, or a parameter that
             papermill injected and the notebook does not have (papermill itself only warns).
     """
+    given = _as_injected(given)
     with checking("strategies", *given):
         asked = tuple(values("strategies", strategies))
+        if isinstance(grid := given.get("grid"), (list, tuple)) and all(isinstance(part, int) for part in grid):
+            given["grid"] = [grid]  # (2, 2) is one grid
+        given = spelled(given, LISTS)
         lists = {name: values(many, given.pop(many)) for many, name in LISTS.items() if many in given}
+        for name, several in lists.items():
+            if single and len(several) > 1:
+                raise ValueError(f"this notebook takes one {name}, got {several}.")
         found = []
         for chosen in itertools.product(*lists.values()):  # one value of each list: a point
             point = _own_overlap(dict(zip(lists, chosen, strict=True)))
@@ -71,6 +85,21 @@ def parameters(names: Mapping[str, Any]) -> dict[str, Any]:
     cells = [found for cell in _executed_cells() if "output" in (found := ASSIGNED.findall(cell))]
     own = set().union(*cells) if cells else set(names)
     return {name: names[name] for name in names if name in own & {*Experiment.__dataclass_fields__, *LISTS}}
+
+
+def spelled(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """`given` by the names that are `known`, where the other of two `SPELLINGS` was used.
+
+    Raises:
+        ValueError: both were.
+    """
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        own = SPELLINGS[name] if name not in known and SPELLINGS.get(name) in known else name
+        if own in found:
+            raise ValueError(f"{own} and {SPELLINGS[own]} are the same parameter: give one of them.")
+        found[own] = value
+    return found
 
 
 def at_hand(point: Experiment) -> ImageSet | None:
@@ -100,11 +129,11 @@ def checking(*known: str) -> Iterator[None]:
     """
     try:
         cells = _executed_cells()
-        injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
-        own = [name for cell in cells if cell not in injected for name in ASSIGNED.findall(cell)]
-        for name in ASSIGNED.findall(injected[-1]) if injected else ():
-            if not name.startswith("PAPERMILL_"):  # of --inject-paths
-                checks.one_of("notebook parameter", name, sorted({*known, *own}))
+        own = [name for cell in cells if not cell.startswith(INJECTED) for name in ASSIGNED.findall(cell)]
+        injected = [name for name in ASSIGNED.findall(_injected_cell()) if not name.startswith("PAPERMILL_")]
+        own += [SPELLINGS[name] for name in own if name in SPELLINGS and name not in injected]
+        for name in injected:  # but for those of --inject-paths
+            checks.one_of("notebook parameter", name, sorted({*known, *own}))
         yield
     except ValueError as error:
         raise ParameterError(str(error)) from None
@@ -133,6 +162,23 @@ def _executed_cells() -> list[str]:
 
     shell = get_ipython()
     return [] if shell is None else shell.user_ns["In"]
+
+
+def _injected_cell() -> str:
+    """The source of the last cell that papermill injected; empty where there is none."""
+    return next((cell for cell in reversed(_executed_cells()) if cell.startswith(INJECTED)), "")
+
+
+def _as_injected(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, where what papermill injected under the other of two `SPELLINGS` takes the place of a notebook's own."""
+    lines = ast.parse(_injected_cell()).body
+    injected = {line.targets[0].id: ast.unparse(line.value) for line in lines if isinstance(line, ast.Assign)}
+    found = dict(given)
+    for name in given:
+        if (other := SPELLINGS.get(name)) in injected and name not in injected:
+            del found[name]
+            found[other] = ast.literal_eval(injected[other])
+    return found
 
 
 def _small_batch(point: Experiment) -> Experiment:

@@ -36,7 +36,7 @@ from .._internal import checks, files
 from .._internal.progress import progress_bar
 from . import records
 from .experiment import Experiment
-from .parameters import LISTS, notebooks_folder, points, read_yaml, resolve
+from .parameters import LISTS, notebooks_folder, points, read_yaml, resolve, spelled
 
 BLOCK = ("notebook", "output", "parameters")
 LEFT = "the minutes are over; it goes on from its last epoch"
@@ -94,9 +94,10 @@ def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
     usual = {k: ast.literal_eval(p["default"]) for k, p in papermill.inspect_notebook(str(notebook)).items()}
     if "strategies" not in usual:
         raise ValueError(f"notebook {notebook.stem!r} of {path} makes no records of points.")
-    for key in block["parameters"]:
+    parameters = spelled(block["parameters"], usual)
+    for key in parameters:
         checks.one_of(f"parameter of {notebook.stem}", key, usual)
-    lists = {k: v if isinstance(v, list) else [v] for k, v in block["parameters"].items()}
+    lists = {k: v if isinstance(v, list) else [v] for k, v in parameters.items()}
     output = resolve(block["output"])
     for values in itertools.product(*lists.values()):
         given = dict(zip(lists, values, strict=True))
