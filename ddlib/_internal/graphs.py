@@ -32,7 +32,7 @@ class Step:
 
     def begin(self) -> None:
         """Before an epoch: what was changed in the model since the last one, a replay would not see."""
-        if not self.usual and (obstacle := self.obstacle or _hooks(self.model)):
+        if not self.usual and (obstacle := self.obstacle or _obstacle(self.model)):
             self._as_usual(obstacle)
         if not self.usual and (now := _seen_by_a_graph(self.model)) != self.seen:
             self.seen, self.graph, self.taken = now, None, 0
@@ -92,7 +92,9 @@ def _seen_by_a_graph(model: nn.Module) -> str:
     return f"{layers(model)} {[module.training for module in model.modules()]} {places}"
 
 
-def _hooks(model: nn.Module) -> str:
+def _obstacle(model: nn.Module) -> str:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "ranks exchange probabilities in it"
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooked = [thing for thing in (*model.modules(), *model.parameters()) if any(getattr(thing, k, 0) for k in kinds)]
     return f"hooks of the {type(hooked[0]).__name__} would not be called" if hooked else ""
