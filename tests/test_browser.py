@@ -229,7 +229,7 @@ def test_a_link_unfolds_a_notebook_and_its_formulas_are_set(chromium, tmp_path: 
     paths = [ROOT / "notebooks/00_quickstart.ipynb", ROOT / "notebooks/01_decompositions.ipynb"]
     (tmp_path / "page.html").write_text(make(paths, "What was reproduced"), encoding="utf-8")
     page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    page.goto((tmp_path / "page.html").as_uri())
+    page.goto((tmp_path / "page.html").as_uri(), timeout=120_000)
     formulas = page.locator("math")
     assert page.locator("details[open]").count() == 0
     assert formulas.count() > 5
@@ -261,7 +261,7 @@ def test_nothing_in_the_report_is_wider_than_its_page(chromium, tmp_path: Path):
     html, _ = HTMLExporter().from_filename(ROOT / "notebooks/05_report.ipynb")
     (tmp_path / "report.html").write_text(html, encoding="utf-8")
     page = chromium.new_page(viewport={"width": 993, "height": 800})
-    page.goto((tmp_path / "report.html").as_uri())
+    page.goto((tmp_path / "report.html").as_uri(), timeout=120_000)
     outputs = page.locator(".jp-OutputArea-output")
     widths = outputs.evaluate_all("all => all.map(e => [e.scrollWidth, e.clientWidth])")
     assert len(widths) > 10
