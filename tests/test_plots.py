@@ -81,7 +81,7 @@ def test_points_that_differ_in_an_option_have_columns_of_their_own(ax):
     plots.strategies(ax, table, 100)
     assert len({round(float(c.lines[0].get_xdata()[0])) for c in ax.containers}) == 4
     texts = [label.get_text() for label in ax.get_xticklabels()]
-    assert texts[1:] == ["2×2\nδ = 0\nlocal width full", "2×2\nδ = 0\nlocal width full, coarse", "2×2\nδ = 2"]
+    assert texts[1:] == ["2×2\nδ = 0\nlocal width full", "2×2\nδ = 0\nlocal width full,\ncoarse", "2×2\nδ = 2"]
     assert list(plots.places(rows[1])["place"]) == ["2×2"]  # what all have is in the caption
 
 

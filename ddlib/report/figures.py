@@ -146,7 +146,9 @@ def strategies(ax: Axes, frame: "pd.DataFrame", test_images: int, title: str = "
             if len(rows) > 1:
                 ax.hlines(100 * y.mean(), middle - 0.45 * room, middle + 0.45 * room, color=colour, linewidth=1.6)
     texts = [f"{grid.replace('x', '×')}\nδ = {overlap}\n{words}".rstrip() for grid, overlap, words in columns]
-    ax.set_xticks(range(len(columns)), texts)
+    ax.set_xticks(range(len(columns)), [text.replace(", ", ",\n") for text in texts])
+    if frame["differs"].any():  # or they would meet
+        ax.tick_params(axis="x", labelsize=8)
     ax.set(ylabel="test accuracy (%)", xlabel="subdomains and overlap δ (pixels)", xlim=(-0.5, len(columns) - 0.5))
     ax.set_title(title)
     line = "\nline: mean of seeds" if frame.groupby(["place", "strategy"]).size().max() > 1 else ""

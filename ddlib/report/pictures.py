@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -124,7 +125,7 @@ def by_window(shown: Mapping[str, tuple[Decomposition, Any]], label: str, test_i
         ax.axis("off")
     for ax, (title, (decomposition, _)) in zip(axes.flat, shown.items(), strict=False):
         ax.imshow(painted[title], norm=scale.norm, cmap=scale.cmap)
-        ax.set_title(title, fontsize=9)
+        ax.set_title(fill(title, 27), fontsize=9)  # as wide as its panel
         bare(ax)
         if len(_flat(decomposition)) <= 16:  # or they would not be legible
             _write(ax, decomposition, [f"{value:.1f}" for value in percent[title]])
