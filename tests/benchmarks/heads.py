@@ -3,7 +3,7 @@
     python tests/benchmarks/heads.py results/heads --seeds 0 1 2
 
 writes heads.csv, a row a head, data set and seed; summary.csv, the best ones by their mean rank on held-out images and
-the named ones beside them; options.csv, what each option is worth.  Test accuracies are shown, and decide nothing.
+the named ones beside them; options.csv, what each option is worth.  Test images are shown, and decide nothing.
 
 Local CNNs are trained on nine tenths of the training images, dense networks on what they say of the very same images.
 Local probabilities are kept in runs/heads, beside the checkpoints: a head is then a matter of seconds, and a run that
@@ -100,8 +100,12 @@ def heads(e: Experiment, said: Said) -> list[dict[str, Any]]:
 
 
 def means(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row a head, by its mean rank over the data sets on held-out images (1 is the best); means over seeds."""
-    own = frame.groupby(["data set", *HEAD])[["held-out", "test"]].mean().unstack("data set")
+    """A row a head, by its mean rank over the data sets on held-out images (1 is the best); means over seeds.
+
+    In %, accuracy; of two classes AUC.
+    """
+    judged = {half: frame.get(f"{half}, AUC", frame[half]).fillna(frame[half]) for half in ("held-out", "test")}
+    own = frame.assign(**judged).groupby(["data set", *HEAD])[["held-out", "test"]].mean().unstack("data set")
     ranks = own["held-out"].rank(ascending=False).mean(axis=1)
     table = pd.DataFrame({"rank": ranks, "held-out": own["held-out"].mean(axis=1), "test": own["test"].mean(axis=1)})
     table = table.join(own["test"].add_prefix("test, ")).sort_values("rank").reset_index()
@@ -123,7 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     kept, path = writable_folder(resolve("runs/heads")), writable_folder(given.output) / "heads.csv"
     frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["data set", "seed"])
-    for seed, usual in product(given.seeds, SETS):
+    for usual, seed in product(SETS, given.seeds):
         if ((frame["data set"] == usual.dataset) & (frame["seed"] == seed)).any():
             continue
         e = replace(usual, seed=seed, validation=0.1, strategies=("local",))
