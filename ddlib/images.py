@@ -323,7 +323,7 @@ class Batches:
     def __call__(self, indices: Tensor, *moves: Tensor) -> Tensor:
         """Indices (B,), and the moves of this step → normalised images (B, C, *shape)."""
         x = self.images.index_select(0, indices)
-        x = x if self.place == self.device else x.pin_memory().to(self.device, non_blocking=True)
+        x = x if self.place.type == self.device.type else x.pin_memory().to(self.device, non_blocking=True)
         if moves:
             x = move(x, *(drawn.to(self.device) for drawn in moves))
         elif self.augment:

@@ -342,4 +342,5 @@ class _Training:
                         break
         finally:
             checkpoint.leave(model)
+            del self.step  # which holds this training: a circle, and with it what lies on the device
         return pd.DataFrame(history)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def side_by_side(networks: Iterable[nn.Module], inputs: Sequence[Tensor]) -> lis
     device, outputs = inputs[0].device, []
     if device.type != "cuda" or len(inputs) == 1:
         return [network(x) for network, x in zip(networks, inputs, strict=True)]
-    here, streams = torch.cuda.current_stream(device), _streams(device, len(inputs))
+    here, streams = torch.cuda.current_stream(device), _streams(device, len(inputs), get_ident())
     for network, x, stream in zip(networks, inputs, streams, strict=True):
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
@@ -88,7 +89,8 @@ def side_by_side(networks: Iterable[nn.Module], inputs: Sequence[Tensor]) -> lis
 
 
 @lru_cache
-def _streams(device: torch.device, count: int) -> list[Any]:
+def _streams(device: torch.device, count: int, thread: int) -> list[Any]:
+    """A thread's own: what another did on them could break off a capture."""
     return [torch.cuda.Stream(device) for _ in range(count)]
 
 

@@ -6,14 +6,15 @@ captured, and replayed from then on.
 
 import os
 import warnings
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 from torch import nn
 
-from .checkpoints import layers
 from .devices import random_on_cpu
+from .loop import frozen_into_a_graph, obstacle_in
 
 USUAL = 3  # steps before the capture: buffers and plans that are made once are made in them
 
@@ -32,9 +33,9 @@ class Step:
 
     def begin(self) -> None:
         """Before an epoch: what was changed in the model since the last one, a replay would not see."""
-        if not self.usual and (obstacle := self.obstacle or _obstacle(self.model)):
+        if not self.usual and (obstacle := self.obstacle or obstacle_in(self.model)):
             self._as_usual(obstacle)
-        if not self.usual and (now := _seen_by_a_graph(self.model)) != self.seen:
+        if not self.usual and (now := frozen_into_a_graph(self.model)) != self.seen:
             self.seen, self.graph, self.taken = now, None, 0
 
     def __call__(self) -> None:
@@ -43,30 +44,25 @@ class Step:
         elif self.usual:
             self.step()
         elif self.taken < USUAL:
-            self._watched()
+            self._before()
         else:
             self._capture()
             self()
 
-    def _watched(self) -> None:
+    def _before(self) -> None:
         """A step on the graph's own stream; the last one before the capture is watched for what no graph can hold."""
         self.taken, here, drawn = self.taken + 1, torch.cuda.current_stream(self.device), random_on_cpu()
         self.stream = self.stream or torch.cuda.Stream(self.device)
         self.stream.wait_stream(here)
-        mode = torch.cuda.get_sync_debug_mode()
-        with torch.cuda.stream(self.stream), warnings.catch_warnings(record=self.taken == USUAL) as told:
-            if self.taken == USUAL:
-                warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode("warn")
-            try:
-                self.step()
-            finally:
-                torch.cuda.set_sync_debug_mode(mode)
+        with torch.cuda.stream(self.stream), _waits(self.taken == USUAL) as waits:
+            self.step()
         here.wait_stream(self.stream)
-        if any("synchroniz" in str(warning.message) for warning in told or ()):
+        if waits:
             self._as_usual("it waits for the GPU, to read a number, say")
         elif self.taken == USUAL and drawn != random_on_cpu():
             self._as_usual("it draws random numbers on the CPU")
+        elif self.taken == USUAL and frozen_into_a_graph(self.model) != self.seen:
+            self._as_usual("it changes attributes or buffers of its modules")
 
     def _capture(self) -> None:
         self.graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[self.device.index]
@@ -77,9 +73,10 @@ class Step:
         try:
             with torch.cuda.stream(here), torch.cuda.graph(self.graph, **how):  # back on this one if it fails, too
                 self.step()
-        except RuntimeError as error:
-            self.graph = None
-            generator.graphsafe_set_state(generator.clone_state())  # the old one takes itself for captured still
+        except Exception as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # the capture that it broke off is told first
+                raise KeyboardInterrupt from None
+            generator.graphsafe_set_state(generator.clone_state())  # early versions take it for captured still
             self._as_usual(str(error).partition("\n")[0])
 
     def _as_usual(self, obstacle: str) -> None:
@@ -87,14 +84,27 @@ class Step:
         warnings.warn(f"{type(self.model).__name__} is trained without a CUDA graph: {obstacle}.", stacklevel=2)
 
 
-def _seen_by_a_graph(model: nn.Module) -> str:
-    places = [tensor.data_ptr() for tensor in chain(model.parameters(), model.buffers())]
-    return f"{layers(model)} {[module.training for module in model.modules()]} {places}"
+@contextmanager
+def _waits(watched: bool) -> Iterator[list[str]]:
+    """What PyTorch says of operations in this thread that wait for the GPU."""
+    told: list[str] = []
+    if not watched:
+        yield told
+        return
+    own, mode = get_ident(), torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        usual = warnings.showwarning
 
+        def show(message: Warning | str, *rest: object) -> None:
+            if "called a synchronizing" not in str(message):
+                usual(message, *rest)
+            elif get_ident() == own:
+                told.append(str(message))
 
-def _obstacle(model: nn.Module) -> str:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return "ranks exchange probabilities in it"
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooked = [thing for thing in (*model.modules(), *model.parameters()) if any(getattr(thing, k, 0) for k in kinds)]
-    return f"hooks of the {type(hooked[0]).__name__} would not be called" if hooked else ""
+        warnings.showwarning = show
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield told
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)

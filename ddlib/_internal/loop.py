@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .checkpoints import layers
 
 
 class Tables:
@@ -68,3 +71,21 @@ class Diverged(FloatingPointError):
             f"the training of {title} diverged: the loss of epoch {epoch + 1} is {loss}{before}. Try a rate below "
             f'{recipe.rate:g}, a longer rise, or precision="fp32".'
         )
+
+
+def frozen_into_a_graph(model: nn.Module) -> str:
+    """What a CUDA graph keeps as it was at its capture: settings, numbers that modules have, places in memory."""
+    plain = [{k: v for k, v in vars(m).items() if isinstance(v, bool | int | float | str)} for m in model.modules()]
+    return f"{layers(model)} {plain} {[t.data_ptr() for t in chain(model.parameters(), model.buffers())]}"
+
+
+def obstacle_in(model: nn.Module) -> str:
+    """Why a CUDA graph cannot hold the model; empty where nothing is known."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "ranks exchange probabilities in it"
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        return "it is compiled, and may have graphs of its own"
+    kinds = [f"_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre")]
+    kinds.append("_post_accumulate_grad_hooks")
+    hooked = [thing for thing in (*model.modules(), *model.parameters()) if any(getattr(thing, k, 0) for k in kinds)]
+    return f"hooks of the {type(hooked[0]).__name__} would not be called" if hooked else ""

@@ -35,7 +35,7 @@ def make_optimizer(model: nn.Module, recipe: Any) -> torch.optim.Optimizer:
         return made
     device, rate = next(iter(weights.values())).device, recipe.rate
     if device.type == "cuda" and all(p.dtype == torch.float32 for p in weights.values()):
-        rate = torch.tensor(rate, device=device)
+        rate = torch.tensor(rate, dtype=torch.float32, device=device)
     options: dict[str, Any] = {"fused": True} if device.type in ("cuda", "cpu") else {}
     if recipe.optimizer == "sgd":
         options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
