@@ -171,13 +171,13 @@ def _injected_cell() -> str:
 
 def _as_injected(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, where what papermill injected under the other of two `SPELLINGS` takes the place of a notebook's own."""
-    lines = ast.parse(_injected_cell()).body
-    injected = {line.targets[0].id: ast.unparse(line.value) for line in lines if isinstance(line, ast.Assign)}
-    found = dict(given)
+    cell = _injected_cell()
+    injected, found = ASSIGNED.findall(cell), dict(given)
     for name in given:
         if (other := SPELLINGS.get(name)) in injected and name not in injected:
+            lines = [line for line in ast.parse(cell).body if ast.unparse(line).startswith(f"{other} = ")]
             del found[name]
-            found[other] = ast.literal_eval(injected[other])
+            found[other] = ast.literal_eval(lines[-1].value)
     return found
 
 
