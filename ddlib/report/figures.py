@@ -249,9 +249,10 @@ def time_bought(ax: Axes, times: "pd.DataFrame", curve: "pd.Series", workers: in
         for coarse, some in means.groupby("coarse"):
             fill = {"fillstyle": "full" if coarse else "none", "label": None if coarse else named(strategy)}
             ax.plot(some[work], some["accuracy"], marker, color=colour, markersize=6, **fill)
-    low = min(times["accuracy"].min(), curve.max())
+    low, high = min(times["accuracy"].min(), curve.max()), max(times["accuracy"].max(), curve.max())
+    margin = 0.08 * (high - low)
     ax.set(xlabel="work of one worker, in epochs of the global CNN", ylabel="test accuracy (%)")
-    ax.set_ylim(bottom=low - 0.1 * (curve.max() - low) - 0.5)
+    ax.set_ylim(low - margin, high + margin)
     _log_x(ax)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
