@@ -49,9 +49,7 @@ NAMED = {  # after no epoch, a network that starts as an aggregate is it
     ("none", "p", "average", 0.0, 0): "average",
     ("none", "p", "geometric", 0.0, 0): "geometric mean",
 }
-Said = dict[
-    str, tuple[Tensor, Tensor]
-]  # of train, held-out and test images: local probabilities (n, N, K), labels (n,)
+Said = dict[str, tuple[Tensor, Tensor]]  # half of the images → their local probabilities (n, N, K), labels (n,)
 
 
 def local_probabilities(e: Experiment, folder: Path) -> Said:
