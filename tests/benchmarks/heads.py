@@ -30,13 +30,16 @@ from ddlib.study.parameters import resolve
 from ddlib.study.settings import hidden_layers
 
 # those of results/what_pays, overlap a quarter of a window; the adrenal glands of results/adrenal, but for 20 epochs
-SETS = [
-    Experiment("faces", overlap=5, options="shape=[48,42]", augment=False, width=16, batch_size=64),
-    Experiment("lidc_nodules", "cnn3d", "2x2x1", overlap=4, width=16, epochs=20, batch_size=32),
-    Experiment("tf_flowers", overlap=8, options="size=64", width=16, batch_size=64),
-    Experiment("cifar10", overlap=4, train_size=10_000),
-    Experiment("adrenalmnist3d", "cnn3d", "2x2x1", options="size=64", width=8, epochs=20, batch_size=32),
-]
+SETS = {
+    e.dataset: e
+    for e in (
+        Experiment("faces", overlap=5, options="shape=[48,42]", augment=False, width=16, batch_size=64),
+        Experiment("lidc_nodules", "cnn3d", "2x2x1", overlap=4, width=16, epochs=20, batch_size=32),
+        Experiment("tf_flowers", overlap=8, options="size=64", width=16, batch_size=64),
+        Experiment("cifar10", overlap=4, train_size=10_000),
+        Experiment("adrenalmnist3d", "cnn3d", "2x2x1", options="size=64", width=8, epochs=20, batch_size=32),
+    )
+}
 HEAD = ["hidden", "input", "start", "decay", "epochs"]
 OPTIONS = [*product(("none", "64", "128 128 128"), ("p", "log p"), ("random", "average", "geometric"), (0.0, 5e-4))]
 EPOCHS = (1, 5, 20)
@@ -46,9 +49,7 @@ NAMED = {  # after no epoch, a network that starts as an aggregate is it
     ("none", "p", "average", 0.0, 0): "average",
     ("none", "p", "geometric", 0.0, 0): "geometric mean",
 }
-Said = dict[
-    str, tuple[Tensor, Tensor]
-]  # of train, held-out and test images: local probabilities (n, N, K), labels (n,)
+Said = dict[str, tuple[Tensor, Tensor]]  # half of the images → their local probabilities (n, N, K), labels (n,)
 
 
 def local_probabilities(e: Experiment, folder: Path) -> Said:
@@ -120,29 +121,34 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, names=["option", "value"])
 
 
+def write(output: Path, frame: pd.DataFrame) -> str:
+    """The three tables, as far as they are; the summary is returned as text too."""
+    table = means(frame)
+    best = table[(table.index < 5) | (table["name"] > "")]
+    best = best.round(dict.fromkeys(best.columns[6:], 2))
+    write_atomically(output / "heads.csv", frame.round(dict.fromkeys(frame.columns[7:], 3)).to_csv(index=False))
+    write_atomically(output / "summary.csv", best.to_csv(index=False))
+    write_atomically(output / "options.csv", worth(table).round(2).to_csv())
+    return best.to_string(index=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the tables")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="data sets (default: all)")
     given = parser.parse_args()
     kept, path = writable_folder(resolve("runs/heads")), writable_folder(given.output) / "heads.csv"
     frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["data set", "seed"])
-    for usual, seed in product(SETS, given.seeds):
-        if ((frame["data set"] == usual.dataset) & (frame["seed"] == seed)).any():
+    for name, seed in product(given.sets, given.seeds):
+        if ((frame["data set"] == name) & (frame["seed"] == seed)).any():
             continue
-        e = replace(usual, seed=seed, validation=0.1, strategies=("local",))
+        e = replace(SETS[name], seed=seed, validation=0.1, strategies=("local",))
         rows = pd.DataFrame(heads(e, local_probabilities(e, kept)))
-        rows.insert(0, "data set", e.dataset)
+        rows.insert(0, "data set", name)
         rows.insert(1, "seed", seed)
         frame = pd.concat([frame, rows]) if len(frame) else rows
-        write_atomically(path, frame.round(dict.fromkeys(frame.columns[7:], 3)).to_csv(index=False))
-        table = means(frame)
-        best = table[(table.index < 5) | (table["name"] > "")]
-        write_atomically(
-            given.output / "summary.csv", best.round(dict.fromkeys(best.columns[6:], 2)).to_csv(index=False)
-        )
-        write_atomically(given.output / "options.csv", worth(table).round(2).to_csv())
-        print(f"{e.dataset}, seed {seed}\n{best.iloc[:, :9].to_string(index=False)}", flush=True)
+        print(f"{name}, seed {seed}\n{write(given.output, frame)}", flush=True)
 
 
 if __name__ == "__main__":
