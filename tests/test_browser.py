@@ -237,7 +237,7 @@ def test_a_link_unfolds_a_notebook_and_its_formulas_are_set(chromium, tmp_path: 
     page.click('a[href="#01_decompositions"] >> nth=0')
     opened = page.locator("details[open]")
     assert opened.count() == 1
-    assert "Decompositions" in opened.locator("summary").inner_text()
+    assert "Decompositions" in opened.locator("summary").first.inner_text()
     shown = [formula for formula in formulas.all() if formula.is_visible()]
     assert "N" in [formula.text_content().strip() for formula in shown]
     assert all(formula.bounding_box()["width"] > 3 for formula in shown)

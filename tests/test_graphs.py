@@ -16,6 +16,7 @@ from ddlib import Decomposition, Recipe, fit, train_aggregator
 from ddlib._internal.graphs import USUAL, Step
 from ddlib._internal.loop import Tables
 
+pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ON_GPU = Recipe(epochs=2, batch_size=16, rate=0.02, precision="fp32", augment=True, device="cuda")
 
@@ -89,7 +90,6 @@ def steps(seen, model, work=lambda: None, obstacle=""):
     return Step(one, model, torch.device("cuda", 0), obstacle)
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_after_some_steps_as_usual_all_are_replays_of_one_graph(recorder):
     step = steps(recorder, nn.Linear(2, 2))
     for _epoch in range(3):
