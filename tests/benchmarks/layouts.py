@@ -19,7 +19,15 @@ from torch import nn
 from ddlib.cost.training_time import machine, save
 from ddlib.networks.convolution import CONV
 
-SHAPES = [(64, 16, 4), (128, 8, 4), (256, 4, 4), (64, 8, 16), (128, 4, 16), (256, 2, 16)]  # channels, window, groups
+SHAPES = [
+    (64, 16, 4),
+    (128, 8, 4),
+    (256, 4, 4),
+    (64, 8, 16),
+    (128, 4, 16),
+    (256, 2, 16),
+    (512, 2, 16),
+]  # channels, window, groups
 BATCH = 128
 
 
