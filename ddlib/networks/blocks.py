@@ -64,8 +64,8 @@ def check_splittable(networks: Sequence[nn.Module]) -> None:
         "image channels": [network.in_channels for network in networks],
         "axes": [network.dims for network in networks],
         "classes": [network.num_classes for network in networks],
-        "settings and frozen weights": {_settings(network) for network in networks},
-        "device and precision": {f"{p.dtype} on {p.device}" for network in networks for p in network.parameters()},
+        "settings and frozen weights": dict.fromkeys(_settings(network) for network in networks),  # in their order
+        "device and precision": dict.fromkeys(f"{p.dtype} on {p.device}" for n in networks for p in n.parameters()),
     }.items():
         if len(set(values)) != 1:
             raise ValueError(f"sub-networks must agree in {what}, got {', '.join(map(str, values)) or 'none'}.")
