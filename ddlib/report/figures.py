@@ -211,13 +211,13 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", by: str, title: str = ""
         means = rows.groupby(["grid", "overlap", "epochs"])[[by, "test_accuracy"]].mean().sort_values(by)
         line = {"linestyle": "-" if strategy == "global" else "none", "linewidth": 1, "markersize": 7}
         ax.plot(means[by], 100 * means["test_accuracy"], marker=marker, color=colour, label=named(strategy), **line)
-        for workers in sorted({prod(map(int, grid.split("x"))) for grid in usual["grid"] if grid != "regions"}):
-            if strategy == "global" and by == "parallel":
-                ax.plot(means[by] / workers, 100 * means["test_accuracy"], "--", color=colour, linewidth=1)
-                spot = {"xytext": (-3, -3), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
-                ax.annotate(
-                    f"on {workers}", (means[by].iloc[0] / workers, 100 * means["test_accuracy"].iloc[0]), **spot
-                )
+    curve = whole.groupby("epochs")[[by, "test_accuracy"]].mean().sort_values(by)
+    shared = {prod(map(int, grid.split("x"))) for grid in usual["grid"] if grid != "regions"}
+    for workers in sorted(shared) if by == "parallel" and len(curve) else ():
+        x, y = curve[by] / workers, 100 * curve["test_accuracy"]
+        ax.plot(x, y, "--", color=style_of("global")[0], linewidth=1)
+        spot = {"xytext": (-3, -3), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
+        ax.annotate(f"on {workers}", (x.iloc[0], y.iloc[0]), **spot)
     front = pareto(shown, by).drop_duplicates(["grid", "overlap", "epochs"])  # above and to the left there is nothing
     for row in front.tail(6).to_dict("records"):
         text = f"global, {row['epochs']} epochs" if row["strategy"] == "global" else cut(row["grid"], row["overlap"])
