@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ._internal import checks
 from ._internal.checkpoints import Checkpoint, NoCheckpoint
-from ._internal.devices import PRECISIONS, autocast, check_device, choose_device, seeded
+from ._internal.devices import PRECISIONS, autocast, check_device, choose_device, keep_memory, seeded
 from ._internal.graphs import Step
 from ._internal.loop import Diverged, Rows, Tables, enough_memory, frozen_parts
 from ._internal.losses import Loss, at_least_single, cross_entropy, over_networks, scalar
@@ -152,6 +152,8 @@ def fit(
     """
     split, first = split_of(data, "fit"), next(model.parameters())
     home, device = first.device, choose_device(recipe.device, first.device)
+    if device.type == "cpu":
+        keep_memory()
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(checkpoint, model, *split.told_apart_by())
     batches = Batches(split, recipe.augment, device, first.dtype)

@@ -1,6 +1,8 @@
 import copy
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -83,6 +85,30 @@ def test_bf16_is_refused_where_it_cannot_be(monkeypatch):
     for able, chosen in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
         assert devices.choose_precision("auto", torch.device("cpu")) == chosen
+
+
+FAULTS = """
+import resource
+import torch
+from ddlib._internal.devices import keep_memory
+keep_memory()
+def fill(times):
+    for _ in range(times):
+        torch.ones(2**24)  # 64 MB
+fill(12)  # until the heap has grown
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill(4)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+@pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "2"}], ids=["as it comes", "set up by the user"])
+def test_large_blocks_stay_with_the_process_unless_the_allocator_is_set_up(own):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | own
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    pages = 4 * 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert (int(done.stdout) < pages / 20) == (not own)  # else each is mapped, and cleared page by page
 
 
 # ── one training ──

@@ -1,5 +1,7 @@
 """Where and in which precision to compute, and random numbers that are the same on every machine."""
 
+import ctypes
+import os
 import random
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -92,6 +94,20 @@ def side_by_side(networks: Iterable[nn.Module], inputs: Sequence[Tensor]) -> lis
 def _streams(device: torch.device, count: int, thread: int) -> list[Any]:
     """A thread's own: what another did on them could break off a capture."""
     return [torch.cuda.Stream(device) for _ in range(count)]
+
+
+@lru_cache
+def keep_memory() -> None:
+    """Let what a step frees stay with this process: glibc gives large blocks back to Linux, which clears them anew.
+
+    For training on a CPU.  Up to 2 GiB stay, from blocks below 1 GiB.  Whoever has set up the allocator (MALLOC_…,
+    GLIBC_TUNABLES) keeps their settings, and other systems theirs.
+    """
+    own = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]
+    if os.name == "posix" and not own and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def memory_free(device: torch.device) -> int:
