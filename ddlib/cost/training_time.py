@@ -44,6 +44,7 @@ class Setting:
     channels: int = 3
     images: int = 1536  # an epoch
     batch_size: int = 128
+    local_width: str | int = "proportional"  # of a local CNN, as `LocalCNNs` takes it
 
     def __post_init__(self) -> None:
         checks.one_of("backbone", self.backbone, BACKBONES)
@@ -64,7 +65,7 @@ class Setting:
 
     def local(self) -> LocalCNNs:
         size = {"in_channels": self.channels, "num_classes": 10, "width": self.width}
-        return LocalCNNs(self.backbone, self.decomposition, **size)
+        return LocalCNNs(self.backbone, self.decomposition, **size, local_width=self.local_width)
 
     def network(self) -> nn.Module:
         return build(self.backbone, self.channels, 10, self.width, len(self.shape), window_shape=self.shape)
