@@ -93,6 +93,22 @@ def test_the_equal_budget_pairs_a_point_with_one_of_twice_its_epochs():
     assert table["epochs"].tolist() == [6, 6]
 
 
+def test_a_choice_is_told_by_pairs_of_rows_that_agree_in_all_else():
+    gains = {(0, None): 10, (4, None): 13, (2, None): 40, (4, "full"): 11}  # CNN-DNN − average, in points
+    found = [
+        record_of(
+            {"cnn-dnn": 0.5 + gain / 100, "average": 0.5}, overlap=overlap, **{"local_width": width} if width else {}
+        )
+        for (overlap, width), gain in gains.items()
+    ]
+    found.append(record_of({"cnn-dnn": 0.9, "average": 0.5}, grid="4x4", overlap=4, epochs=24))  # no partner
+    changes = claims.hangs_on(judge(found)).set_index("choice")
+    assert changes["mean"].to_dict() == pytest.approx(
+        {"no overlap → 4 pixels or more": 3, "local CNNs of width w/√N → w": -2}
+    )
+    assert set(changes["pairs"]) == {1}
+
+
 def test_variants_are_rows_of_the_papers_claims():
     """A wider local CNN, or a coarse window, is another decomposition; only remedies stay apart."""
     found = [record_of({"cnn-dnn": 0.9, "average": 0.5}, s, local_width="full", coarse=True) for s in range(3)]

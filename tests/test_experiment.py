@@ -446,7 +446,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(untrained, tmp_
 
 
 def test_the_dense_network_learns_from_folds_that_the_local_cnns_did_not_see():
-    """Each image's probabilities come from local CNNs trained on the other folds; the papers' way is the default."""
+    """Each image's probabilities come from local CNNs trained on the other folds; the default is otherwise."""
     options = {**SMALL, "strategies": ("local", "cnn-dnn")}
     usual, folded = (Experiment(**options, out_of_fold=folds).record(progress=False) for folds in (None, 2))
     assert np.array_equal(usual.predicted("local"), folded.predicted("local"))  # the local CNNs are the same

@@ -51,7 +51,7 @@ CLAIMS = (
     Comparison("C6", "channels", "global", times=2),
     Comparison("C7", "transfer", "global"),
     Comparison("C7", "transfer", "global", times=2),
-    # ours: aggregates without a dense network of the papers' kind
+    # ours: aggregates without a dense network, and one of another kind
     Comparison("average", "average", "global"),
     Comparison("geometric", "geometric", "average"),
     Comparison("geometric", "geometric", "global"),
@@ -82,6 +82,14 @@ VERDICTS = ["ahead", "level", "behind", "open"]
 EFFECT = ["difference", "low", "high", "low 90", "high 90", "seed error", "image error", "p"]
 METHOD = {*VARIANT, "dense_epochs"} - {"options", "train_size", "channel_parts"}  # what problem and parts do not say
 SCOPES = (("all",), ("regime",), ("problem",), ("way",), ("parts",), ("problem", "regime"), ("problem", "parts"))
+# what may change a comparison: its name, what differs between two rows that agree in all else, and the two values
+CHOICES = (
+    ("4 → 16 windows", "parts", "4 windows", "16 windows"),
+    ("no overlap → 4 pixels or more", "overlaps", False, True),
+    ("local CNNs of width w/√N → w", "wide", False, True),
+    ("no coarse window → one", "coarse", False, True),
+    ("short training → 150 epochs", "regime", "short", "long"),
+)
 LEVEL = 1.0  # points: what is called level lies within that much on either side (ours)
 LONG = 150  # epochs, P1's number: its regime begins here, what is shorter is the short one
 
@@ -232,6 +240,30 @@ def pool(rows: Sequence[Row], judged: "pd.DataFrame") -> "pd.DataFrame":
     names = [*COMPARED, "over", "scope", "metric", "rows", "sets", "seeds", *VERDICTS, "in accuracy", *EFFECT]
     table = pd.DataFrame(found, columns=names)
     return table.assign(verdict=np.where(table["seeds"] < 3, "open", _verdicts(table, table["p"])))
+
+
+def hangs_on(judged: "pd.DataFrame") -> "pd.DataFrame":
+    """By how much each comparison changes with each of `CHOICES`, over pairs of rows that agree in all else.
+
+    Columns: `COMPARED`, choice, pairs, and in points the mean change, the least and the greatest.
+
+    Args:
+        judged: `as_table`, or claims.csv.
+    """
+    import pandas as pd
+
+    follows = {"parts": "grid", "overlaps": "overlap", "wide": "variant", "coarse": "variant", "regime": "epochs"}
+    usual = judged[(judged["option"] == "") & ~judged["overlap"].between(1, 3)]
+    wide, coarse = (usual["way"].str.contains(text) for text in ("local width full", "coarse"))
+    usual = usual.assign(overlaps=usual["overlap"] > 0, wide=wide, coarse=coarse).sort_values(["epochs", "overlap"])
+    columns, found = [*COMPARED, "problem", *POINT, "metric", "parts", "regime", "overlaps", "wide", "coarse"], []
+    for choice, name, low, high in CHOICES:
+        same = [column for column in columns if column not in (name, follows[name])]
+        halves = (usual[usual[name] == value].drop_duplicates(same).set_index(same) for value in (low, high))
+        one, other = (half["difference"] for half in halves)
+        changes = (other - one).dropna().groupby(COMPARED, sort=False)
+        found.append(changes.agg(["size", "mean", "min", "max"]).reset_index().assign(choice=choice))
+    return pd.concat(found).rename(columns={"size": "pairs"})
 
 
 def _another(own: "pd.DataFrame") -> list[dict[str, Any]]:

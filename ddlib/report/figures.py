@@ -251,7 +251,7 @@ def time_bought(ax: Axes, times: "pd.DataFrame", curve: "pd.Series", workers: in
             ax.plot(some[work], some["accuracy"], marker, color=colour, markersize=6, **fill)
     low, high = min(times["accuracy"].min(), curve.max()), max(times["accuracy"].max(), curve.max())
     margin = 0.08 * (high - low)
-    ax.set(xlabel="work of one worker, in epochs of the global CNN", ylabel="test accuracy (%)")
+    ax.set(xlabel="work, in epochs of the global CNN", ylabel="test accuracy (%)")
     ax.set_ylim(low - margin, high + margin)
     _log_x(ax)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -268,7 +268,7 @@ def _log_x(ax: Axes) -> None:
 
 
 # what a regime looks like: a marker, and whether it is filled
-REGIMES = {
+LOOKS = {
     "short, augmented": ("o", True),
     "short, not augmented": ("o", False),
     "150 epochs, augmented": ("s", True),
@@ -297,7 +297,7 @@ def regimes(shown: "pd.DataFrame") -> Figure:
     for ax, (claim, title) in zip(axes[0], titles.items(), strict=True):
         rows = means.dropna(subset=[claim])
         for (dataset, regime, fine), own in rows.groupby(["dataset", "regime", "fine"]):
-            colour, (marker, filled) = COLOURS.get(dataset, OTHER), REGIMES[regime]
+            colour, (marker, filled) = COLOURS.get(dataset, OTHER), LOOKS[regime]
             look = {"color": colour, "fillstyle": "full" if filled else "none", "alpha": 0.85, "markeredgewidth": 0.9}
             look |= {"markeredgecolor": "black" if fine else colour, "markersize": 8 if marker == "*" else 4.5}
             ax.plot(own["overfit"], own[claim], marker, **look)
@@ -311,7 +311,7 @@ def regimes(shown: "pd.DataFrame") -> Figure:
         ax.set_xticks([0, 5, 10, 20, 50], [0, 5, 10, 20, 50])
         ax.minorticks_off()
         ax.margins(x=0.06)
-    _key(figure, list(dict.fromkeys(means["dataset"])), [name for name in REGIMES if name in set(means["regime"])])
+    _key(figure, list(dict.fromkeys(means["dataset"])), [name for name in LOOKS if name in set(means["regime"])])
     return figure
 
 
@@ -319,7 +319,7 @@ def _key(figure: Figure, datasets: Sequence[str], found: Sequence[str]) -> None:
     """What colours, markers, edges and the line of `regimes` are."""
     looks = {named(name): {"color": COLOURS.get(name, OTHER)} for name in datasets}
     for name in found:
-        marker, filled = REGIMES[name]
+        marker, filled = LOOKS[name]
         looks[name] = {"color": OTHER, "marker": marker, "fillstyle": "full" if filled else "none"}
     looks["4×4"] = {"color": OTHER, "markeredgecolor": "black"}
     looks["trend without 4×4"] = {"color": "black", "marker": "", "linestyle": "-"}
@@ -329,7 +329,7 @@ def _key(figure: Figure, datasets: Sequence[str], found: Sequence[str]) -> None:
 
 
 def regime_of(row: "Mapping[str, Any] | pd.Series") -> str:
-    """Which of `REGIMES` a point is of."""
+    """Which of `LOOKS` a point is of."""
     if row["backbone"] == "vgg9_plain":
         return "textbook"
     length = "150 epochs" if row["epochs"] >= 150 else "short"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..strategies import STRATEGIES
 from ..study.parameters import resolve
-from .claims import COMPARED, VERDICTS, WORDS
+from .claims import COMPARED, VERDICTS, WORDS, hangs_on
 from .figures import named
 from .tables import POINT, over_seeds
 from .verdicts import mean_of, parts_of, place, problem, usual
@@ -138,7 +138,8 @@ class Report:
         heads = ["", "local CNNs", "work", *map(named, strategies)]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in table.to_dict("records"):
-            cells = [row["set"], row["width"], number(row["work"], 2), *(number(row[s]) for s in strategies)]
+            accuracies = [number(row[s]) if row[s] == row[s] else "" for s in strategies]  # NaN: not run
+            cells = [row["set"].replace("_", " "), row["width"], number(row["work"], 2), *accuracies]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -177,6 +178,19 @@ class Report:
         for row in asked.to_dict("records"):
             cells = [place(row), row["metric"], *(row[name] for name in strategies)]
             lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def hangs_on(self) -> str:
+        """How comparisons change with each choice of the method, as a table: mean (pairs: least to greatest)."""
+        found = hangs_on(self.rows)
+        found = found[found["training"].isin(("E : E", "E + E : E")) & found["claim"].str.match("C|average")]
+        asked = [*dict.fromkeys(zip(found["a"], found["b"], strict=True))]
+        lines = [f"| | {' | '.join(f'{named(a)} − {named(b)}' for a, b in asked)} |", "|---" * (1 + len(asked)) + "|"]
+        for choice, rows in found.groupby("choice", sort=False):
+            cells = {}
+            for a, b, pairs, mean, low, high in rows[["a", "b", "pairs", "mean", "min", "max"]].itertuples(index=False):
+                cells[a, b] = f"{number(mean)} ({pairs}: {number(low)} to {number(high)})"
+            lines.append(f"| {choice} | {' | '.join(cells.get(pair, '') for pair in asked)} |")
         return "\n".join(lines)
 
     def cost(self, strategy: str, **given: Any) -> dict[str, float]:

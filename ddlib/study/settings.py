@@ -121,7 +121,7 @@ class Settings:
         samples: what a sub-network trains on: "all" images (also None), its own share of them ("shares"), or its
             own window of each ("windows").
         out_of_fold: where the dense network takes local probabilities that the local CNNs give for their own training
-            images (None: the papers' way), it may learn to trust them too much; with a number of folds it takes
+            images (None, the default), it may learn to trust them too much; with a number of folds it takes
             those of local CNNs that were trained on the other folds (stacked generalisation, Wolpert 1992).
         local_losses: True adds the local losses to the coherent model's and transfer's (`model.BothLevels`).
         log_probabilities: True shows the dense network the logarithms (`aggregation.DenseAggregator`).
