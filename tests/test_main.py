@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from helpers import record_of
 
 import ddlib
 from ddlib.__main__ import main
 from ddlib.data.sets import DATASETS
+from ddlib.study import rerun
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,3 +162,14 @@ def test_a_recorded_point_comes_out_again(tmp_path, capsys):
     assert main(["rerun", str(tmp_path)]) == 1
     assert main(["rerun", str(tmp_path), "--points", "2"]) == 2
     assert "points must be from 1 to the 1 records" in capsys.readouterr().err
+
+
+def test_a_point_comes_out_again_in_the_precision_that_was_recorded(tmp_path, monkeypatch):
+    asked = []
+    point = ddlib.Experiment("digits", width=4, epochs=1, train_size=80, batch_size=20, strategies=("global",))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # "auto" is fp32 here
+    point.record(tmp_path, progress=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(rerun, "Experiment", lambda **given: asked.append(given["precision"]) or point)
+    next(rerun.again(tmp_path))
+    assert asked == ["fp32"]

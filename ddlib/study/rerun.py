@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def again(folder: str | Path, points: int = 1, seed: int = 0) -> Iterator["pd.DataFrame"]:
-    """Train some records of a folder anew, with as many threads, and print new accuracies beside the recorded ones.
+    """Train some records of a folder anew, in the recorded precision and threads, and print new accuracies beside.
 
     A strategy agrees where new and recorded accuracy differ by no more than the seeds of the point do, or than two
     standard errors of an accuracy on so many test images, whichever is more.  `local` counts by its mean.
@@ -35,9 +35,11 @@ def again(folder: str | Path, points: int = 1, seed: int = 0) -> Iterator["pd.Da
     for record in random.Random(seed).sample(records, points):
         same = [other for other in records if other.settings == record.settings]
         of_seeds = pd.DataFrame([other.frame().groupby("strategy")["test_accuracy"].mean() for other in same])
-        torch.set_num_threads(record.provenance["threads"])
+        made = record.provenance
+        parameters = {**record.parameters, "precision": made["precision"]}  # "auto" may be another one here
+        torch.set_num_threads(made["threads"])
         try:
-            found = Experiment(**record.parameters, strategies=record.strategies).run()
+            found = Experiment(**parameters, strategies=record.strategies).run()
         finally:
             torch.set_num_threads(threads)
         means = [frame.groupby("strategy", sort=False)["test_accuracy"].mean() for frame in (record.frame(), found)]
@@ -46,7 +48,6 @@ def again(folder: str | Path, points: int = 1, seed: int = 0) -> Iterator["pd.Da
         noise = 200 * (share * (1 - share) / images).clip(lower=1 / images**2).pow(0.5)
         table["allowed"] = (100 * (of_seeds.max() - of_seeds.min())).reindex(table.index).clip(lower=noise)
         table["agrees"] = (table["new"] - table["recorded"]).abs() <= table["allowed"]
-        made = record.provenance
         print(f"{record.name}, recorded on {made['device']}, {made['threads']} threads, {made['precision']}:")
         print(table.round(2).to_string())
         yield table
