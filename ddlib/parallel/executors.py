@@ -53,8 +53,8 @@ def train_local(
         data: the images of all; or a split of its own for each (`channels.shares`), which "fused" cannot take.
         engine: "fused" trains all in one module with grouped convolutions, "streams" side by side in one step, each on
             a stream of its GPU, "loop" one after another, an executor a task for each, on its workers.  "auto" is
-            fused, the faster one where local CNNs are narrow (`results/bench`; those of full width take as long
-            either way; streams were not timed), and the loop where they cannot be grouped, or memory is short.
+            fused, the faster one where local CNNs are narrow (`results/bench`; those of full width take about as
+            long either way; streams were not timed), and the loop where they cannot be grouped, or memory is short.
         per_task: how many local CNNs share a task of an executor, fused; alone, they are those of "loop" bit for bit.
         loss: as in `fit`, of each local CNN.
         checkpoint: a file (fused), or the stem of one file for each task; training goes on from there.

@@ -252,13 +252,15 @@ def hangs_on(judged: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    follows = {"parts": "grid", "overlaps": "overlap", "wide": "variant", "coarse": "variant", "regime": "epochs"}
+    follows = {"parts": "grid", "overlaps": "overlap", "regime": "epochs"}
     usual = judged[(judged["option"] == "") & ~judged["overlap"].between(1, 3)]
-    wide, coarse = (usual["way"].str.contains(text) for text in ("local width full", "coarse"))
-    usual = usual.assign(overlaps=usual["overlap"] > 0, wide=wide, coarse=coarse).sort_values(["epochs", "overlap"])
+    wide, coarse = (usual["variant"].str.contains(option) for option in ("local_width=full", "coarse=True"))
+    other = usual["variant"].str.replace(r" ?(local_width=full|coarse=True)", "", regex=True).str.strip()
+    usual = usual.assign(overlaps=usual["overlap"] > 0, wide=wide, coarse=coarse, variant=other)
+    usual = usual.sort_values(["epochs", "overlap"])
     columns, found = [*COMPARED, "problem", *POINT, "metric", "parts", "regime", "overlaps", "wide", "coarse"], []
     for choice, name, low, high in CHOICES:
-        same = [column for column in columns if column not in (name, follows[name])]
+        same = [column for column in columns if column not in (name, follows.get(name))]
         halves = (usual[usual[name] == value].drop_duplicates(same).set_index(same) for value in (low, high))
         one, other = (half["difference"] for half in halves)
         changes = (other - one).dropna().groupby(COMPARED, sort=False)

@@ -1,9 +1,10 @@
 """The work of one worker by the clock: an epoch of one local CNN over one of the global CNN, as 10_what_pays has them.
 
-    python tests/benchmarks/work.py results/bench/work  # about three minutes of one core
+    python tests/benchmarks/clock.py results/bench/clock  # about a minute of one core
 
-writes work.csv and provenance.yaml: seconds for 1,000 random images in one thread, medians over repeats in turn after a
-warm-up, and their ratio, beside that of the operations.  A coarse window changes neither: it has a worker of its own.
+writes clock.csv and provenance.yaml: seconds for 1,000 random images in one thread, medians over repeats in turn, after
+one to warm up, and their ratio, beside that of the operations.  A coarse window changes neither: it has a worker of its
+own.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def main() -> None:
     table.insert(1, "local width", [width for _, width in rows])
     table["work, operations"] = 1 / table["operations, global / local"]
     table["work, clock"] = 1 / table["parallel speed-up"]
-    save(folder, facts | {"repeats": given.repeats}, work=table.round(4))
+    save(folder, facts | {"repeats": given.repeats}, clock=table.round(4))
 
 
 if __name__ == "__main__":
