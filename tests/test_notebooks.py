@@ -138,6 +138,7 @@ WRONG = {
     "grids": ("'2x2 2y2'", "'2y2'"),
     "epochs": ("0", "epochs must be a whole number ≥ 1, got 0"),
     "profile": ("'quik'", "Did you mean 'quick'"),
+    "beside": ("'no/folder'", "there is no folder"),
 }
 
 

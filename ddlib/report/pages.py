@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..strategies import STRATEGIES
@@ -20,7 +21,9 @@ TEMPLATES = "docs/templates"  # NAME.md.j2 there makes docs/NAME.md, README.md.j
 
 
 def number(value: float, digits: int = 1) -> str:
-    """With a minus sign, and never below zero where it rounds to it: "−1.2"."""
+    """With a minus sign, and never below zero where it rounds to it: "−1.2"; "–" where there is none (NaN)."""
+    if value != value:
+        return "–"
     return f"{round(float(value), digits) + 0.0:,.{digits}f}".replace("-", "−")
 
 
@@ -130,17 +133,21 @@ class Report:
         except ValueError:
             return None
 
-    def settings(self, *names: str) -> str:
-        """Tables of notebook 10, a row a setting without coarse window; accuracies in %, columns as in print."""
-        table = pd.concat([self.csv(name).assign(set=Path(name).parent.name) for name in names]).query("~coarse")
+    def settings(self, **folders: str) -> str:
+        """What notebook 10 left in folders, by a name: a row a setting without coarse window, accuracies in %.
+
+        The last columns are the CNN-DNN's difference to data-parallel training of the global CNN for as much work.
+        """
         shown = ("global", "average", "cnn-dnn", "correction", "transfer")
-        strategies = [name for name in shown if name in table]
-        heads = ["", "local CNNs", "work", *map(named, strategies)]
+        heads = ["", "local CNNs (work)", *map(named, shown), "CNN-DNN − data-parallel", "by the clock"]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for row in table.to_dict("records"):
-            accuracies = [number(row[s]) if row[s] == row[s] else "" for s in strategies]  # NaN: not run
-            cells = [row["set"].replace("_", " "), row["width"], number(row["work"], 2), *accuracies]
-            lines.append(f"| {' | '.join(cells)} |")
+        for name, folder in folders.items():
+            table, times = (self.csv(f"{folder}/{file}.csv").query("~coarse") for file in ("what_pays_table", "times"))
+            gains = times[times["strategy"] == "cnn-dnn"][["overlap", "width", "above", "above, clock"]]
+            for row in table.merge(gains, on=["overlap", "width"]).to_dict("records"):
+                numbers = [number(row.get(key, np.nan)) for key in (*shown, "above", "above, clock")]
+                cells = [name, f"{row['width']} ({number(row['work'], 2)})", *numbers]
+                lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
     def finding(self, claim: str, b: str, over: str = "problem", **given: Any) -> str:

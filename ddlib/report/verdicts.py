@@ -56,7 +56,7 @@ def forest(judged: pd.DataFrame, pooled: pd.DataFrame) -> Figure:
     lines = [*dict.fromkeys([*(p for p in order["place"] if p not in set(first)), *first])][::-1]
     means = usual(pooled)
     below = [*dict.fromkeys(zip(means["over"], means["scope"], strict=True))]
-    height = 0.9 + 0.125 * (len(lines) + 1 + len(below)) + 0.3
+    height = 1.0 + 0.125 * (len(lines) + 1 + len(below)) + 0.3
     size, ratio = (5.9, height), {"wspace": 0.04}
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, gridspec_kw=ratio)
     for ax, own in zip(axes[0], panels, strict=True):
@@ -65,7 +65,7 @@ def forest(judged: pd.DataFrame, pooled: pd.DataFrame) -> Figure:
         _diamonds(ax, means[same], below, len(lines) + 1)
         _scale(ax, own)
         a, b, training = own.iloc[0][["a", "b", "training"]]
-        ax.set_title(f"{named(a)} −\n{named(b)}, {training}", fontsize=7)
+        ax.set_title(f"{named(a)} −\n{named(b)},\n{training}", fontsize=7)
     texts = [*lines, "", *(f"mean: {mean_of(over, scope)}" for over, scope in below)]
     axes[0, 0].set_yticks(range(len(texts)), texts, fontsize=6)
     axes[0, 0].set_ylim(len(texts) - 0.4, -0.6)
@@ -135,7 +135,7 @@ def _legend(figure: Figure, judged: pd.DataFrame) -> None:
 
     keys = [key(named(name), colour=COLOURS.get(name, OTHER)) for name in dict.fromkeys(judged["dataset"])]
     keys += [key(text, marker) for name, (marker, text) in REGIMES.items() if name in set(judged["regime"])]
-    keys += [key("ahead or behind"), key("level or open", fill="white")]
+    keys += [key("filled: ahead or behind"), key("hollow: level or open", fill="white")]
     keys += [key("fewer than three seeds", marker="", line=":"), key("mean of rows", marker="D")]
     look = {"fontsize": 5.5, "handletextpad": 0.4, "columnspacing": 1, "title_fontsize": 8, "alignment": "left"}
     title = headed(judged["claim"].iloc[0])

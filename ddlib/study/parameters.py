@@ -125,7 +125,8 @@ def checking(*known: str) -> Iterator[None]:
     """Around the checks of a notebook, whose parameters are `known`: a refusal is told in a sentence.
 
     Raises:
-        ParameterError: for a ValueError inside, or a parameter that papermill injected and the notebook does not have.
+        ParameterError: for a ValueError or a missing file inside, or a parameter that papermill injected and the
+            notebook does not have.
     """
     try:
         cells = _executed_cells()
@@ -135,7 +136,7 @@ def checking(*known: str) -> Iterator[None]:
         for name in injected:  # but for those of --inject-paths
             checks.one_of("notebook parameter", name, sorted({*known, *own}))
         yield
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ParameterError(str(error)) from None
 
 
