@@ -120,9 +120,13 @@ def test_the_training_time_table_says_what_a_local_cnn_takes_alone():
 
 
 def test_the_global_cnn_is_one_point_for_all_grids():
-    history = {"global": {"seconds": [50], "epoch": [1]}, "local": {"seconds": [8], "epoch": [1]}}
-    found = [record_of({"global": 0.9, "vote": 0.7}, grid=grid, seconds_of=history) for grid in ("2x2", "4x4")]
+    took = {"2x2": 50, "4x4": 60}
+    history = {
+        g: {"global": {"seconds": [s], "epoch": [1]}, "local": {"seconds": [8], "epoch": [1]}} for g, s in took.items()
+    }
+    found = [record_of({"global": 0.9, "vote": 0.7}, grid=grid, seconds_of=history[grid]) for grid in took]
     table = report.costs(found)
+    assert table["one machine"].tolist() == [55, 8, 8]
     assert table["strategy"].tolist() == ["global", "vote", "vote"]
     assert table["grid"].tolist() == ["1x1", "2x2", "4x4"]
 

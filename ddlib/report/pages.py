@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..strategies import STRATEGIES
 from ..study.parameters import resolve
-from .claims import COMPARED, VERDICTS, WORDS, hangs_on
+from .claims import COMPARED, VERDICTS, WORDS, hangs_on, way
 from .figures import named
 from .tables import POINT, over_seeds
 from .verdicts import mean_of, parts_of, place, problem, usual
@@ -134,7 +134,7 @@ class Report:
             return None
 
     def settings(self, **folders: str) -> str:
-        """What notebook 10 left in folders, by a name: a row a setting without coarse window, accuracies in %.
+        """What notebook 10 left in folders, by a name: a row a setting with overlap and no coarse window, in %.
 
         The last columns are the CNN-DNN's difference to data-parallel training of the global CNN for as much work.
         """
@@ -142,9 +142,10 @@ class Report:
         heads = ["", "local CNNs (work)", *map(named, shown), "CNN-DNN − data-parallel", "by the clock"]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for name, folder in folders.items():
-            table, times = (self.csv(f"{folder}/{file}.csv").query("~coarse") for file in ("what_pays_table", "times"))
-            gains = times[times["strategy"] == "cnn-dnn"][["overlap", "width", "above", "above, clock"]]
-            for row in table.merge(gains, on=["overlap", "width"]).to_dict("records"):
+            table, times = (self.csv(f"{folder}/{file}.csv") for file in ("what_pays_table", "times"))
+            gains = times[times["strategy"] == "cnn-dnn"].drop(columns=["strategy", "work"])
+            both = table.query("overlap > 0 and not coarse").merge(gains, on=["overlap", "width", "coarse"])
+            for row in both.to_dict("records"):
                 numbers = [number(row.get(key, np.nan)) for key in (*shown, "above", "above, clock")]
                 cells = [name, f"{row['width']} ({number(row['work'], 2)})", *numbers]
                 lines.append(f"| {' | '.join(cells)} |")
@@ -226,7 +227,7 @@ def render(name: str, folder: Path) -> str:
 
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     env = Environment(loader=FileSystemLoader(resolve(TEMPLATES)), **options)
-    env.filters |= {"number": number, "spoken": spoken, "named": named, "counts": counts}
+    env.filters |= {"number": number, "spoken": spoken, "named": named, "counts": counts, "way": way}
     return env.get_template(f"{name}.md.j2").render(report=Report(folder))
 
 

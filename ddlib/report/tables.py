@@ -202,7 +202,9 @@ def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.D
                 options = [o for o in record.variant.split() if not o.startswith(("channel_parts", "samples"))]
                 row |= {"grid": "1x1", "overlap": 0, "settings": "", "variant": " ".join(options)}
             rows.append(row)
-    return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
+    about = [name for name in rows[0] if name not in ("one machine", "parallel")] if rows else []
+    # the global CNN of a seed may stand in several records: its seconds are their mean
+    return pd.DataFrame(rows).groupby(about, sort=False, dropna=False).mean().reset_index() if rows else pd.DataFrame()
 
 
 def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":
