@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ._internal import checks
+from ._internal.loop import eval_mode
 from .decomposition import near_even
 from .images import Split
 from .local import LocalCNNs
@@ -108,7 +109,7 @@ def feature_maps(network: Backbone, x: Tensor) -> dict[str, Tensor]:
         return lambda layer, inputs, output: maps.update({name: output.clone()})  # the next layer may work in place
 
     with ExitStack() as after:
-        after.callback(network.train, network.training)
+        after.enter_context(eval_mode(network))
         for name, layer in network.named_modules():
             if name not in ("", "head"):
                 after.callback(layer.register_forward_hook(keep(name)).remove)

@@ -21,7 +21,7 @@ from ._internal import checks
 from ._internal.checkpoints import Checkpoint, NoCheckpoint
 from ._internal.devices import PRECISIONS, autocast, check_device, choose_device, keep_memory, seeded
 from ._internal.graphs import Step
-from ._internal.loop import Diverged, Rows, Tables, enough_memory, frozen_parts
+from ._internal.loop import Diverged, Rows, Tables, enough_memory, eval_mode, frozen_parts
 from ._internal.losses import Loss, at_least_single, cross_entropy, over_networks, scalar
 from ._internal.optimizers import make_optimizer, obstacle_of, schedule, set_rate
 from ._internal.progress import progress_bar
@@ -234,15 +234,9 @@ def predict(
         raise ValueError(f"predict needs a model with weights and at least one image, got {len(split)} images.")
     usual = max(1, min(500, 8_000_000 // split.images[0].numel()))
     size = usual if batch_size is None else checks.integer("batch_size", batch_size, 1)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), autocast(first.device, precision, first.dtype):
-            batches = (prepare(x.to(first.device), split, first.dtype) for x in split.images.split(size))
-            found = torch.cat([(at_least_single if logits else softmax)(model(x)).cpu() for x in batches])
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with eval_mode(model), torch.no_grad(), autocast(first.device, precision, first.dtype):
+        batches = (prepare(x.to(first.device), split, first.dtype) for x in split.images.split(size))
+        found = torch.cat([(at_least_single if logits else softmax)(model(x)).cpu() for x in batches])
     return checks.finite(f"what the {type(model).__name__} predicts", found)
 
 

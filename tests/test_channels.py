@@ -130,11 +130,12 @@ def test_in_train_mode_too_with_the_same_batch_statistics(kind, dims):
 
 def test_feature_maps_leave_the_network_as_it_was():
     net = family("resnet20", 2, [2])[0].train()
+    net.features[0].eval()  # as a frozen part is
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(RuntimeError, match="channels"):
         feature_maps(net, images(2, channels=5))
     maps = feature_maps(net, images(2))
-    assert net.training
+    assert [name for name, part in net.named_modules() if not part.training] == ["features.0"]
     assert not any(layer._forward_hooks for layer in net.modules())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert (maps["features.3.norm1"] < 0).any()  # what the block then overwrites in place

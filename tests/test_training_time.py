@@ -17,6 +17,7 @@ def test_operations_of_a_convolution_by_hand():
     first = 2 * 4 * 9 * 1 * 8 * 8  # two a multiplication: 4 filters of 3×3 on 8×8 pixels
     rest = 2 * (4 * 9 * 4 * 64 + 8 * 9 * 4 * 16 + 8 * 9 * 8 * 16 + 16 * 9 * 8 * 4 + 2 * 16 * 9 * 16 * 4 + 2 * 16)
     assert bench.operations(net, 1, 8, 8) == 3 * (first + rest)
+    assert net.training  # as before
 
 
 def test_grouping_does_not_change_the_count():

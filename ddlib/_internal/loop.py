@@ -52,6 +52,18 @@ def frozen_parts(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode; then each of its parts is again in its own, as a frozen one may differ."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def enough_memory(batch_size: int, device: torch.device) -> Iterator[None]:
     """Where it is not, a RuntimeError says what to try."""
     try:

@@ -21,6 +21,7 @@ from torch import nn
 from .._internal import checks
 from .._internal.devices import choose_device, choose_precision
 from .._internal.files import write_atomically
+from .._internal.loop import eval_mode
 from ..aggregation import DenseAggregator
 from ..decomposition import Decomposition
 from ..images import Split
@@ -109,7 +110,8 @@ def operations(network: nn.Module, *image: int) -> int:
 
     kinds = (nn.Conv2d, nn.Conv3d, nn.Linear, GroupedLinear)
     hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, kinds)]
-    network.eval()(torch.zeros(1, *image))
+    with eval_mode(network):
+        network(torch.zeros(1, *image))
     for hook in hooks:
         hook.remove()
     return 3 * sum(counted)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._internal import checks
+from .._internal.loop import eval_mode
 
 
 @torch.no_grad()
@@ -54,13 +55,10 @@ def check_groups(net: Any, channels: int, shape: Sequence[int], what: str) -> No
 
 def _in_eval_mode(net: nn.Module, channels: int, shape: Sequence[int], what: str) -> tuple[Any, Tensor]:
     """What two random images give, and the images; modes and torch's random state stay."""
-    modes, like = {module: module.training for module in net.modules()}, next(net.parameters())
+    like = next(net.parameters())
     x = torch.rand(2, channels, *shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
     try:
-        with torch.random.fork_rng(devices=[]):
-            return net.eval()(x), x
+        with eval_mode(net), torch.random.fork_rng(devices=[]):
+            return net(x), x
     except Exception as error:
         raise ValueError(f"{what} cannot take images {tuple(x.shape)}: {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
