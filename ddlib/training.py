@@ -333,7 +333,7 @@ class _Training:
                     history.append(row)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.3f}", accuracy=f"{right:.1%}")
                     checkpoint.save(model, optimizer, described, history)
-                    if after_epoch is not None and after_epoch(dict(row)) is True:
+                    if after_epoch is not None and checks.true(after_epoch(dict(row))):
                         checkpoint.save(model, optimizer, described, history, stopped=True)
                         break
         finally:

@@ -131,6 +131,14 @@ def test_history_and_metrics(tiny):
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in seen[-1].items())  # after the epoch
 
 
+@pytest.mark.parametrize(
+    ("answer", "epochs"),
+    [(True, 1), (np.True_, 1), (torch.tensor(True), 1), (np.False_, 2), (1, 2), ("", 2), (np.ones(2, bool), 2)],
+)
+def test_what_is_true_stops_a_training_and_what_only_counts_as_true_does_not(tiny, answer, epochs):
+    assert len(fit(vgg(), tiny, replace(QUICK, epochs=2), after_epoch=lambda row: answer)) == epochs
+
+
 def test_same_seed_same_weights(tiny):
     first, second, third, fourth = vgg(), vgg(), vgg(), vgg()
     recipe = replace(QUICK, augment=True, seed=4)

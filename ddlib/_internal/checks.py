@@ -45,6 +45,11 @@ def flag(what: str, value: Any) -> bool:
     return bool(value)
 
 
+def true(value: Any) -> bool:
+    """Is `value` True, Python's, NumPy's or a tensor's?  What only counts as true, a number or a text, is not."""
+    return (value.item() if getattr(value, "ndim", None) == 0 else value) is True
+
+
 def name_of(thing: Any) -> str:
     """The qualified name of a function or class, or of an object's class."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
