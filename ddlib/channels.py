@@ -113,7 +113,7 @@ def feature_maps(network: Backbone, x: Tensor) -> dict[str, Tensor]:
         for name, layer in network.named_modules():
             if name not in ("", "head"):
                 after.callback(layer.register_forward_hook(keep(name)).remove)
-        network.eval()(x)
+        network(x)
     return maps
 
 
@@ -139,11 +139,15 @@ def bounds(logits: Tensor, labels: Tensor) -> dict[str, float]:
     Returns:
         `cross_entropy` and `accuracy` of the average logits, over all images, each with its bounds `_low` and
         `_high`; and `cross_entropy_highest`, that of the worst sub-network.
+
+    Raises:
+        ValueError: logits and labels that do not fit, or of which softmax is no number (NaN); −inf is one, log 0.
     """
     if logits.ndim != 3 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(f"needs logits (n, P, K) and labels (n,), got {tuple(logits.shape)}, {tuple(labels.shape)}.")
     log_p = logits.double().log_softmax(-1)
-    mean, q = log_p.mean(1), log_p.exp().mean(1, keepdim=True)  # (n, K), (n, 1, K)
+    q = checks.finite("what a sub-network predicts", log_p.exp()).mean(1, keepdim=True)  # (n, 1, K)
+    mean = log_p.mean(1)  # (n, K)
     log_true = log_p.gather(2, labels.view(-1, 1, 1).expand(-1, log_p.shape[1], 1))  # (n, P, 1)
     cost = -log_true.squeeze(2)  # (n, P)
     apart = (torch.special.xlogy(q, q) - q * log_p).nan_to_num(0, float("inf")).sum(2)  # (n, P) KL; 0 · log 0 = 0

@@ -361,6 +361,10 @@ BAD = {
     "odd MobileNetV2": (lambda: split(net("mobilenet_v2", 12), 2), r"layers.6' .* \[4, 4\] at widths \[6, 6\]"),
     "shortcut": (lambda: compose([net("mobilenet_v2", w) for w in (3, 5)]), "'features.4' .* another at width 3 than"),
     "logits": (lambda: bounds(torch.zeros(3, 4), torch.zeros(3).long()), r"needs logits \(n, P, K\)"),
+    "NaN": (
+        lambda: bounds(torch.tensor([[[0.0, 1]], [[0, math.nan]]]), torch.zeros(2).long()),
+        "NaN. for 1 of 2 images",
+    ),
     "labels": (lambda: bounds(torch.zeros(3, 2, 4), torch.zeros(2).long()), r"got \(3, 2, 4\), \(2,\)"),
 }
 
