@@ -93,7 +93,7 @@ def test_the_equal_budget_pairs_a_point_with_one_of_twice_its_epochs():
     assert table["epochs"].tolist() == [6, 6]
 
 
-def test_a_choice_is_told_by_pairs_of_rows_that_agree_in_all_else():
+def test_a_choice_is_told_by_pairs_of_rows_that_agree_in_all_else(tmp_path):
     gains = {(0, None): 10, (4, None): 13, (2, None): 40, (4, "full"): 11}  # CNN-DNN − average, in points
     found = [
         record_of(
@@ -102,11 +102,14 @@ def test_a_choice_is_told_by_pairs_of_rows_that_agree_in_all_else():
         for (overlap, width), gain in gains.items()
     ]
     found.append(record_of({"cnn-dnn": 0.9, "average": 0.5}, grid="4x4", overlap=4, epochs=24))  # no partner
-    changes = claims.hangs_on(judge(found)).set_index("choice")
+    judged = judge(found)
+    changes = claims.hangs_on(judged).set_index("choice")
     assert changes["mean"].to_dict() == pytest.approx(
         {"no overlap → 4 pixels or more": 3, "local CNNs of width w/√N → w": -2}
     )
     assert set(changes["pairs"]) == {1}
+    judged.to_csv(tmp_path / "claims.csv")
+    assert claims.hangs_on(pd.read_csv(tmp_path / "claims.csv")).set_index("choice").equals(changes)
 
 
 def test_variants_are_rows_of_the_papers_claims():

@@ -50,6 +50,12 @@ def test_the_interval_is_wilsons(total, data):
     assert interval(right, total) == pytest.approx((centre - reach, centre + reach), abs=1e-9)
 
 
+def test_the_interval_takes_whole_numbers_as_they_come_from_shares():
+    assert interval(0.29 * 100, 100) == interval(29, 100)  # 28.999999999999996
+    with pytest.raises(ValueError, match=r"right must be a whole number from 0 to 100, got 28\.5"):
+        interval(28.5, 100)
+
+
 def test_epochs_to_reach():
     assert epochs_to_reach([0.2, 0.5, 0.4, 0.9], 0.5) == 2
     assert epochs_to_reach([0.2, 0.5], 0.6) is None

@@ -253,6 +253,8 @@ def hangs_on(judged: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     follows = {"parts": "grid", "overlaps": "overlap", "regime": "epochs"}
+    texts = ["option", "variant"]  # an empty one is NaN in a table that was read
+    judged = judged.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
     usual = judged[(judged["option"] == "") & ~judged["overlap"].between(1, 3)]
     wide, coarse = (usual["variant"].str.contains(option) for option in ("local_width=full", "coarse=True"))
     other = usual["variant"].str.replace(r" ?(local_width=full|coarse=True)", "", regex=True).str.strip()

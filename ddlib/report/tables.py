@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._internal import checks
 from ..study import records
 from ..study.experiment import Experiment
 from ..study.parameters import resolve
@@ -135,11 +136,17 @@ def _mean_and_deviation(percent: "pd.Series") -> str:
     return f"{percent.mean():.1f} ± {percent.std():.1f} ({len(percent)})"
 
 
-def interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for an accuracy of `right` out of `total` test images, as shares in [0, 1]."""
+def interval(right: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for an accuracy of `right` out of `total` test images, as shares in [0, 1].
+
+    Raises:
+        ValueError: numbers that are not whole, but for rounding, or more right than there are.
+    """
     from scipy.stats import binomtest
 
-    found = binomtest(int(right), int(total)).proportion_ci(confidence, method="wilson")
+    total = checks.integer("total", total, 1)
+    right = checks.integer("right", round(right, 6), 0, total)  # 0.29 * 100 is a little less than 29
+    found = binomtest(right, total).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)
 
 
