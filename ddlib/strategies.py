@@ -77,6 +77,7 @@ class Trainings:
             checks.one_of("training", name, RECIPES)
         checks.one_of("samples", samples, SAMPLES)
         checks.one_of("ties", ties, TIES)
+        local_losses, balanced = checks.flag("local_losses", local_losses), checks.flag("balanced", balanced)
         self.backbone, self.decomposition, self.data = backbone, decomposition, data
         self.recipes, self.loss = {**RECIPES, **recipes}, balanced_loss(data.train.labels) if balanced else None
         self.size = {"in_channels": data.channels, "num_classes": data.num_classes, "width": width}

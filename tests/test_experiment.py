@@ -308,8 +308,10 @@ def test_a_point_on_record_is_not_trained_again(tmp_path, trainings):
     trainings.clear()
     assert_same_record(point.record(tmp_path, progress=False), first)
     assert trainings == []
-    point.record(tmp_path, reuse=False, progress=False)
-    assert sorted(trainings) == ["fit", "train_local"]
+    for again in (False, "False"):  # the latter from `papermill -r`
+        trainings.clear()
+        point.record(tmp_path, reuse=again, progress=False)
+        assert sorted(trainings) == ["fit", "train_local"]
 
 
 def test_a_strategy_more_trains_what_is_missing(tmp_path, trainings, monkeypatch):
@@ -440,6 +442,15 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(untrained, tmp_
     with pytest.raises(OSError, match="output folder cannot be written") as caught:
         Experiment(**SMALL).run(tmp_path / "file" / "below", progress=False)
     assert str(tmp_path / "file" / "below") in str(caught.value)
+
+
+@pytest.mark.parametrize("switch", ["reuse", "progress"])
+def test_a_switch_is_true_or_false(untrained, tmp_path, switch):
+    for call in (Experiment(**SMALL).record, partial(ddlib.records_of, [Experiment(**SMALL)])):
+        with pytest.raises(ValueError, match=f"{switch} must be True or False, got 'no'"):
+            call(tmp_path, **{switch: "no"})
+    with pytest.raises(ValueError, match="balanced must be True or False, got 'False'"):
+        strategies.Trainings("vgg9", ddlib.Decomposition.grid((12, 12), 2), None, width=4, balanced="False")
 
 
 # ── remedies ──

@@ -21,7 +21,7 @@ from ..strategies import HEADS, STRATEGIES
 from ..training import predict
 from . import records
 from .importance import importance
-from .settings import Settings
+from .settings import Settings, yes
 from .trainings import KeptTrainings, seconds
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Experiment(Settings):
 
         Of one that only combines local probabilities, the local CNNs.
         """
+        progress = yes("progress", progress)
         folder = None if folder is None else files.writable_folder(folder)
         return (
             KeptTrainings(replace(self, strategies=(strategy,)), self.data(), folder, progress).model(strategy).eval()
@@ -55,11 +56,12 @@ class Experiment(Settings):
                 anew with its own and the new ones; one of other parameters has another name and stays.
 
         Raises:
-            ValueError: a decomposition or recipe that does not fit the images, or images that changed since they were
-                recorded; before any training.
+            ValueError: a decomposition or recipe that does not fit the images, images that changed since they were
+                recorded, or a switch that is neither True nor False, also as text; before any training.
             training.Diverged: a training has diverged; nothing is recorded.
             OSError: the folder cannot be written; before any training.
         """
+        reuse, progress = yes("reuse", reuse), yes("progress", progress)
         asked, known = self, None
         entry = None if isinstance(self.dataset, ImageSet) else DATASETS[self.dataset]
         if folder is not None:
@@ -98,6 +100,7 @@ def records_of(
     Its share of the bar is a training's number of epochs.  A line says how many points came from records; the
     environment variable DDLIB_PROGRESS=0 switches bars off, not that line.
     """
+    reuse, progress = yes("reuse", reuse), yes("progress", progress)
     there = [_on_record(point, folder) if reuse else False for point in points]
     parts = [{} if known else _epochs(point) for point, known in zip(points, there, strict=True)]
     found = []

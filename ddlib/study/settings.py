@@ -41,10 +41,14 @@ def among(allowed: Iterable[str], usual: str | None = None) -> Check:
     return lambda name, value: None if (chosen := checks.one_of(name, value, allowed)) == usual else chosen
 
 
+def yes(name: str, value: Any) -> bool:
+    """True or False, also as text, as `papermill -r` gives it."""
+    return checks.flag(name, {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value)
+
+
 def switch(name: str, value: Any) -> bool | None:
     """True, also as text, or None."""
-    truth = {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
-    return checks.flag(name, truth) or None
+    return yes(name, value) or None
 
 
 def known_set(name: str, value: Any) -> str | ImageSet:

@@ -147,6 +147,7 @@ def run(
     Returns:
         A row a point: point, result ("done", "skipped", "failed", "left"), reason.
     """
+    force, notebooks = checks.flag("force", force), checks.flag("notebooks", notebooks)
     deadline = time.time() + 60 * checks.real("minutes", minutes, 0) if minutes else math.inf
     if minutes and executor is not None and not notebooks:
         raise ValueError("minutes without notebooks are kept by processes of this machine: give jobs, no executor.")
