@@ -516,6 +516,10 @@ WRONG = {
     ),
     "must give (image, label), image 0 is a Image": OfTorch(6, lambda image, *_: image),
     "the label of image 0 of mine train must be an integer, got 'cat'": OfTorch(6, lambda image, *_: (image, "cat")),
+    "the label of image 1 of mine train must be an integer, got 1.5": OfTorch(
+        6, lambda image, label, index: (image, label + index / 2)
+    ),
+    "the label of image 0 of mine train must be an integer, got inf": OfTorch(6, lambda image, *_: (image, np.inf)),
     "mine train must be (images, labels), or a map-style Dataset of (image, label), got int": 3,
 }
 

@@ -55,7 +55,9 @@ def _example(what: str, index: int, example: Any) -> tuple[Tensor, int]:
         raise ValueError(f"image {index} of {what} must be uint8, or floats from 0 to 1 (no Normalize), got {span}.")
     try:
         number = int(label)
-    except (TypeError, ValueError):
+        if number != float(label):  # 0.7 is no label, not even 0
+            raise ValueError(label)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"the label of image {index} of {what} must be an integer, got {label!r}.") from None
     return x, number
 
