@@ -240,8 +240,9 @@ def test_a_notebook_of_one_point_takes_lists_of_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_parameter_under_both_names_is_refused():
-    with pytest.raises(nb.ParameterError, match="grids and grid are the same parameter"):
-        ddlib.points("local", grid="2x2", grids="4x4")
+    for one, other in (("grids", "grid"), ("lengths", "epochs"), ("parts", "channel_parts")):
+        with pytest.raises(nb.ParameterError, match=f"{one} and {other} are the same parameter"):
+            ddlib.points("local", **{one: "4", other: 2})
 
 
 def test_each_card_shows_a_figure_of_its_own_notebook():

@@ -52,8 +52,8 @@ def points(strategies: str, needs: str = "", single: bool = False, **given: Any)
             "local_width" mean the same.  A grid can have an overlap of its own: "2x2+4".
 
     Raises:
-        ParameterError: a value that `Experiment` refuses, a needed strategy that is not there, or a parameter that
-            papermill injected and the notebook does not have (papermill itself only warns).
+        ParameterError: a value that `Experiment` refuses, a needed strategy that is not there, a parameter under two
+            names, or one that papermill injected and the notebook does not have (papermill itself only warns).
     """
     given = _as_injected(given)
     with checking("strategies", *given):
@@ -61,6 +61,8 @@ def points(strategies: str, needs: str = "", single: bool = False, **given: Any)
         if isinstance(grid := given.get("grid"), (list, tuple)) and all(isinstance(part, int) for part in grid):
             given["grid"] = [grid]  # (2, 2) is one grid
         given = spelled(given, LISTS)
+        if both := [f"{many} and {one}" for many, one in LISTS.items() if {many, one} <= {*given}]:
+            raise ValueError(f"{both[0]} are the same parameter: give one of them.")
         lists = {name: values(many, given.pop(many)) for many, name in LISTS.items() if many in given}
         for name, several in lists.items():
             if single and len(several) > 1:
