@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ALONE, hears_interrupts, wait_for
+from nbclient.exceptions import CellTimeoutError
 
 from ddlib.__main__ import main
 from ddlib._internal.files import load_tensors
@@ -145,6 +146,15 @@ def test_a_kernel_whose_ports_were_taken_is_started_again(monkeypatch, tmp_path)
     told[:] = 2 * [RuntimeError("Kernel died before replying to kernel_info")]
     assert sweep.execute("a.ipynb", tmp_path / "out.ipynb", {}).startswith("RuntimeError: Kernel died")
     assert not told
+
+
+@pytest.mark.parametrize(("error", "told"), [(CellTimeoutError("late"), sweep.LEFT), (KeyError(1), "KeyError: 1")])
+def test_a_notebook_that_fails_after_the_minutes_has_failed(monkeypatch, tmp_path, error, told):
+    def run(*_, **__):
+        raise error
+
+    monkeypatch.setattr(sweep.papermill, "execute_notebook", run)
+    assert sweep.execute("a.ipynb", tmp_path / "out.ipynb", {}, deadline=time.time() - 1) == told
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def execute(
     except Exception as error:  # of a cell, or a kernel that died, a full disk
         if again and "before replying" in str(error):  # another kernel took its ports before it was up
             return execute(notebook, executed, parameters, again=False, deadline=deadline)
-        if time.time() >= deadline:
+        if deadline < math.inf and isinstance(error, TimeoutError):  # what fails by itself has failed, however late
             return LEFT
         return f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     return ""
