@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import click
 
@@ -103,7 +102,7 @@ def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, 
     from .study import parameters, sweep
 
     notebook = parameters.notebooks_folder() / "05_report.ipynb"
-    folders = [str(Path(folder).absolute()) for folder in folders] or list(tables.FOLDERS)
+    folders = [str(parameters.here_or_below(folder)) for folder in folders] or list(tables.FOLDERS)
     there = sorted({f"{r.parameters['dataset']} with {r.parameters['backbone']}" for r in tables.read(folders)})
     if f"{dataset} with {backbone}" not in there:
         raise ValueError(f"there are no records of {dataset} with {backbone}, but of {', '.join(there) or 'nothing'}.")
@@ -121,14 +120,14 @@ def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, 
 @click.option("--tolerance", default=0.06, help="In shares of the test images (default 0.06).")
 def compare(folder: str, reference: str, tolerance: float) -> int:
     """Hold the records of a run against committed ones: ddlib compare runs/mine results/quick"""
-    from .study.parameters import agrees
+    from .study.parameters import agrees, here_or_below
     from .study.records import gather
 
-    frame = gather(folder)
+    frame = gather(here_or_below(folder))
     if frame.empty:
         raise ValueError(f"there are no records in {folder}.")
     try:
-        return int(not agrees(frame, Path(reference).absolute(), tolerance))
+        return int(not agrees(frame, here_or_below(reference), tolerance))
     except AssertionError as error:
         print(error, file=sys.stderr)
         return 1
@@ -173,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os._exit(130)  # at once: threads of a sweep would wait for their kernels, which end with this process
     except click.ClickException as error:
         error.show()
-    except (ValueError, OSError, RuntimeError, ImportError, DamagedFile) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, DamagedFile) as error:  # or Diverged
         print(f"ddlib: {error}", file=sys.stderr)
     return 2
 

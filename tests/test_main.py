@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import record_of
+from helpers import record_of, small_net
 
 import ddlib
 from ddlib.__main__ import main
@@ -69,7 +69,9 @@ def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys, monkeypat
     [
         (["datasets", "fetch"], "fetch needs the NAME"),
         (["datasets", "fetch", "cifar"], "Did you mean 'cifar10'"),
+        (["datasets", "fetch", ""], "unknown data set ''"),
         (["sweep", "missing.yaml"], "missing.yaml"),
+        (["rerun", "missing"], f"there is no folder missing, neither here nor below {ROOT}"),
         (["report", "missing"], "there is no folder"),
         (["report", "results/bench"], "there are no records of cifar10 with vgg9, but of nothing"),
         (["report", "results/quick", "--dataset", "digit"], "no records of digit with vgg9, but of digits with vgg9"),
@@ -111,6 +113,13 @@ def test_a_wrong_configuration_of_the_coherent_model_is_told_before_anything_run
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_coherent_training_that_diverges_is_told_in_a_sentence(tmp_path, capsys):
+    given = f"output: {tmp_path}\nwidth: 4\nepochs: 1\nrate: 1e30\ntrain_size: 80\nbatch_size: 20\n"
+    (tmp_path / "config.yaml").write_text(given)
+    assert main(["coherent", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "the training of coherent diverged: the loss of epoch 1 is nan" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_report_draws_tables_and_figures_from_records(tmp_path, capfd, monkeypatch):
     """Also of a folder with a space in its path, with a plan of its own or the project's."""
@@ -150,11 +159,13 @@ def test_doctor_says_what_is_wrong(capsys, monkeypatch, tmp_path):
     assert f"wrong: the data folder {tmp_path / 'file'} cannot be written" in capsys.readouterr().out
 
 
-def test_a_recorded_point_comes_out_again(tmp_path, capsys):
+def test_a_recorded_point_comes_out_again(tmp_path, monkeypatch, capsys):
+    """The folder is named from the current one."""
+    monkeypatch.chdir(tmp_path.parent)
     strategies = ("global", "average")
     point = ddlib.Experiment("digits", width=4, epochs=1, train_size=80, batch_size=20, strategies=strategies)
     record = point.record(tmp_path, progress=False)
-    assert main(["rerun", str(tmp_path)]) == 0
+    assert main(["rerun", tmp_path.name]) == 0
     assert re.search(r"global +\d+\.\d+ .* True", capsys.readouterr().out)
     for row in record.rows:
         row["test_accuracy"] = 1.0
@@ -162,6 +173,14 @@ def test_a_recorded_point_comes_out_again(tmp_path, capsys):
     assert main(["rerun", str(tmp_path)]) == 1
     assert main(["rerun", str(tmp_path), "--points", "2"]) == 2
     assert "points must be from 1 to the 1 records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", ["image set 'made up'", "backbone 'helpers.small_net'"])
+def test_what_has_no_name_to_load_it_by_is_not_trained_anew(tmp_path, tiny, own, capsys):
+    given = {"dataset": tiny} if "image" in own else {"backbone": small_net}
+    record_of({"global": 0.9}, **given).save(tmp_path)
+    assert main(["rerun", str(tmp_path)]) == 2
+    assert f"cannot be trained anew: its {own} cannot be loaded by name." in capsys.readouterr().err
 
 
 def test_a_point_comes_out_again_in_the_precision_that_was_recorded(tmp_path, monkeypatch):

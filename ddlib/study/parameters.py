@@ -228,6 +228,11 @@ def resolve(path: str | Path) -> Path:
     return project_folder() / Path(path).expanduser()
 
 
+def here_or_below(path: str | Path) -> Path:
+    """What a command names: from the current folder where it is there, else below `project_folder()`."""
+    return Path(path).absolute() if Path(path).exists() else resolve(path)
+
+
 def read_yaml(path: str | Path) -> tuple[Path, Any]:
     """A plan or configuration, and where it is: from the current folder, else below the project's root.
 
@@ -237,7 +242,7 @@ def read_yaml(path: str | Path) -> tuple[Path, Any]:
     """
     import yaml
 
-    found = Path(path).absolute() if Path(path).exists() else resolve(path)
+    found = here_or_below(path)
     try:
         return found, yaml.safe_load(found.read_text())
     except yaml.YAMLError as error:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..networks.backbones import BACKBONES
 from .experiment import Experiment
-from .parameters import resolve
-from .records import load_all
+from .parameters import here_or_below, project_folder
+from .records import Record, load_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,21 +26,25 @@ def again(folder: str | Path, points: int = 1, seed: int = 0) -> Iterator["pd.Da
         A table a point, a row a strategy: recorded, new, allowed (percent, and points), agrees.
 
     Raises:
-        ValueError: there are no records, or fewer than asked for.
+        FileNotFoundError: the folder is neither in the current one nor below the project's root.
+        ValueError: there are no records, or fewer than asked for; or one of images or a backbone of one's own.
     """
     import pandas as pd
 
-    records, threads = load_all(resolve(folder)), torch.get_num_threads()
+    place, threads = here_or_below(folder), torch.get_num_threads()
+    if not place.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}, neither here nor below {project_folder()}.")
+    records = load_all(place)
     if not 1 <= points <= len(records):
         raise ValueError(f"points must be from 1 to the {len(records)} records in {folder}, got {points}.")
-    for record in random.Random(seed).sample(records, points):
+    chosen = random.Random(seed).sample(records, points)
+    for record, experiment in [(record, _experiment(record)) for record in chosen]:  # all, before one is trained
         same = [other for other in records if other.settings == record.settings]
         of_seeds = pd.DataFrame([other.frame().groupby("strategy")["test_accuracy"].mean() for other in same])
         made = record.provenance
-        parameters = {**record.parameters, "precision": made["precision"]}  # "auto" may be another one here
         torch.set_num_threads(made["threads"])
         try:
-            found = Experiment(**parameters, strategies=record.strategies).run()
+            found = experiment.run()
         finally:
             torch.set_num_threads(threads)
         means = [frame.groupby("strategy", sort=False)["test_accuracy"].mean() for frame in (record.frame(), found)]
@@ -51,3 +56,12 @@ def again(folder: str | Path, points: int = 1, seed: int = 0) -> Iterator["pd.Da
         print(f"{record.name}, recorded on {made['device']}, {made['threads']} threads, {made['precision']}:")
         print(table.round(2).to_string())
         yield table
+
+
+def _experiment(record: Record) -> Experiment:
+    """What was recorded, in its precision: "auto" may be another one here."""
+    given = record.parameters
+    if "images" in given or given["backbone"] not in BACKBONES:
+        own = f"image set {given['dataset']!r}" if "images" in given else f"backbone {given['backbone']!r}"
+        raise ValueError(f"{record.name} cannot be trained anew: its {own} cannot be loaded by name.")
+    return Experiment(**given | {"precision": record.provenance["precision"]}, strategies=record.strategies)
