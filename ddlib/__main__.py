@@ -26,7 +26,7 @@ def datasets(action: str, name: str | None) -> None:
 
     if (action == "fetch") != (name is not None):
         raise ValueError("fetch needs the NAME of a data set.")
-    if name:
+    if name is not None:
         print(sets.fetch(name))
         return
     for name, entry in sets.DATASETS.items():
@@ -59,7 +59,7 @@ def sweep(
     from .study import sweep
 
     points = sweep.read_plan(plan)
-    points = sweep.select(points, only) if only else points
+    points = sweep.select(points, only) if only is not None else points
     if dry_run:
         print(sweep.table(points)[["point", "status", "notebook"]].to_string(index=False))
         return 0

@@ -311,7 +311,9 @@ def test_output_folders_do_not_depend_on_the_working_directory(
     assert nb.resolve("results") == ROOT / "results"
     assert nb.resolve(tmp_path / "x") == tmp_path / "x"
     assert nb.output_folder(str(tmp_path / "new" / "folder")).is_dir()
-    assert nb.output_folder(None) is None
+    assert nb.output_folder(None) is nb.output_folder("None") is None
+    with pytest.raises(nb.ParameterError, match="output must name a folder, or be None, got ''"):
+        nb.output_folder("")
     monkeypatch.setattr(nb, "project_folder", lambda: tmp_path)
     nb.output_folder("runs/mine")
     assert f"output: {tmp_path / 'runs/mine'}\n" in capsys.readouterr().out

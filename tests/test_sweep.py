@@ -60,6 +60,10 @@ def test_a_plan_may_say_grid_or_grids(tmp_path: Path):
         (f"{PLAN} {{grids: [regions]}}", "has no named regions"),
         ("notebook: 00_quickstart\noutput: x\nparameters: {}", "notebook '00_quickstart' of"),
         ("- a\n- b", "a plan is a mapping"),
+        ("blocks: []", "a plan is a mapping"),
+        (f"{PLAN} {{grids: [2x2], seeds: []}}", "seeds must name at least one value, got none"),
+        ("notebook: 02_aggregation\noutput: None\nparameters: {grids: [2x2]}", "output must name a folder, got 'None'"),
+        ("notebook: 02_aggregation\noutput: 5\nparameters: {grids: [2x2]}", "output must name a folder, got 5"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['touch hostile']", "is not YAML"),
     ],
@@ -71,6 +75,14 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path: Path, content: s
     assert main(["sweep", "plan.yaml"]) == 2
     assert re.search(re.escape(told), capsys.readouterr().err)
     assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(("only", "told"), [("seed == 5", "none of the 1 points of the plan has"), ("", "cannot be")])
+def test_a_choice_of_no_points_is_refused(tmp_path: Path, only: str, told: str, dry: list[str], capsys):
+    assert main(["sweep", str(plan_file(tmp_path, f"{TINY}, grids: [2x2]")), "--only", only, *dry]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

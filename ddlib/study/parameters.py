@@ -249,6 +249,13 @@ def read_yaml(path: str | Path) -> tuple[Path, Any]:
         raise ValueError(f"{found} is not YAML: {error}") from None
 
 
+def output_of(path: Path, given: Any) -> Path:
+    """The output folder that the YAML file `path` gives; ValueError where that is no name of one."""
+    if not isinstance(given, str) or given in ("", "None"):  # YAML's None is null; "None" is a text
+        raise ValueError(f"{path}: output must name a folder, got {given!r}.")
+    return resolve(given)
+
+
 def read_point(path: str | Path) -> tuple[Experiment, Path]:
     """The configuration of a coherent training: fields of an `Experiment`, one strategy, and the output folder.
 
@@ -261,14 +268,19 @@ def read_point(path: str | Path) -> tuple[Experiment, Path]:
     fields = {"output", "strategy", *Experiment.__dataclass_fields__} - {"strategies", "local_losses"}
     for name in given:
         checks.one_of(f"key of {path.name}", name, sorted(fields))  # local losses: in one process
-    output, strategy = resolve(given.pop("output")), given.pop("strategy", "coherent")
+    output, strategy = output_of(path, given.pop("output")), given.pop("strategy", "coherent")
     return Experiment(**given, strategies=(checks.one_of("strategy", strategy, ("coherent", "transfer")),)), output
 
 
 def output_folder(path: str | None) -> Path | None:
-    """The folder for records and figures, created, tried and printed; relative ones lie below the project's root."""
-    if path is None:
+    """The folder for records and figures, created, tried and printed; relative ones lie below the project's root.
+
+    None, also as the text that `papermill -r` makes of it, is no folder; an empty text is a ParameterError.
+    """
+    if path in (None, "None"):
         return None
+    if path == "":
+        raise ParameterError("output must name a folder, or be None, got ''.")
     folder = files.writable_folder(resolve(path))
     print(f"output: {folder}")
     return folder

@@ -36,7 +36,7 @@ from .._internal import checks, files
 from .._internal.progress import progress_bar
 from . import records
 from .experiment import Experiment
-from .parameters import LISTS, notebooks_folder, points, read_yaml, resolve, spelled
+from .parameters import LISTS, notebooks_folder, output_of, points, read_yaml, spelled
 
 BLOCK = ("notebook", "output", "parameters")
 LEFT = "the minutes are over; it goes on from its last epoch"
@@ -70,11 +70,11 @@ def read_plan(path: str | Path) -> list[Point]:
     """Expand a plan and check all of it, before anything runs.
 
     Raises:
-        ValueError: an unknown key, notebook, parameter or value; the nearest allowed one is named.
+        ValueError: an unknown key, notebook, parameter or value (the nearest allowed one is named), or no points.
     """
     path, content = read_yaml(path)
     blocks = content["blocks"] if isinstance(content, dict) and list(content) == ["blocks"] else [content]
-    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
         raise ValueError(f"{path}: a plan is a mapping with {', '.join(BLOCK)}, or a list of them under 'blocks'.")
     plan = [point for block in blocks for point in _expand(block, path)]
     twice = [name for (_, name), count in Counter((p.output, p.name) for p in plan).items() if count > 1]
@@ -98,7 +98,9 @@ def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
     for key in parameters:
         checks.one_of(f"parameter of {notebook.stem}", key, usual)
     lists = {k: v if isinstance(v, list) else [v] for k, v in parameters.items()}
-    output = resolve(block["output"])
+    if empty := [key for key, several in lists.items() if not several]:
+        raise ValueError(f"{path}: {empty[0]} must name at least one value, got none.")
+    output = output_of(path, block["output"])
     for values in itertools.product(*lists.values()):
         given = dict(zip(lists, values, strict=True))
         asked = {k: v for k, v in {**usual, **given}.items() if k in {*Experiment.__dataclass_fields__, *LISTS}}
@@ -117,12 +119,19 @@ def table(plan: list[Point]) -> pd.DataFrame:
 
 
 def select(plan: list[Point], expression: str) -> list[Point]:
-    """The points for which a pandas query over the columns of `table` holds, e.g. "grid == '2x2'"."""
+    """The points for which a pandas query over the columns of `table` holds, e.g. "grid == '2x2'".
+
+    Raises:
+        ValueError: it cannot be evaluated, or holds for none.
+    """
     frame = table(plan)
     try:
-        return [plan[index] for index in frame.query(expression).index]
+        chosen = [plan[index] for index in frame.query(expression).index]
     except Exception as error:
         raise ValueError(f"{expression!r} cannot be evaluated ({error}); columns: {', '.join(frame)}.") from None
+    if not chosen:
+        raise ValueError(f"none of the {len(plan)} points of the plan has {expression!r}.")
+    return chosen
 
 
 def run(
