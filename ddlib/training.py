@@ -145,7 +145,7 @@ def fit(
 
     Raises:
         ValueError: a batch larger than the data, a recipe that the device cannot carry out, nothing to train, a loss
-            that is no scalar, or a checkpoint of another training.
+            that is no scalar, or a checkpoint of another training, or that is a folder.
         Diverged: the loss of an epoch is not finite; checkpoint and history end with the epoch before.
         files.DamagedFile: the checkpoint is damaged; it is set aside.
         RuntimeError: a step does not fit into the memory of the device.

@@ -68,15 +68,33 @@ def test_changed_values_and_cut_files_are_found(tmp_path):
             assert torch.equal(read["a"], written["a"])
             assert read["b"] == written["b"]
     assert found > 4800 // 41  # all bytes of the tensor, at the least
-    for length in (0, 10, 64, len(data) // 2, len(data) - 1):
-        (tmp_path / "x.pt").write_bytes(data[:length])
+    nowhere = bytearray(data)
+    nowhere[data.rfind(b"PK\x06\x06") + 50] ^= 0x80  # where its list of parts begins: the seek fails
+    for harmed in (nowhere, *(data[:length] for length in (0, 10, 64, len(data) // 2, len(data) - 1))):
+        (tmp_path / "x.pt").write_bytes(harmed)
         with pytest.raises(files.DamagedFile, match=r"x\.pt is damaged"):
             files.load_tensors(tmp_path / "x.pt")
 
 
-def test_a_file_that_is_not_there_is_not_a_damaged_one(tmp_path):
-    with pytest.raises(FileNotFoundError):
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "no such file"),
+        IsADirectoryError(errno.EISDIR, "is a directory"),
+        OSError(errno.EMFILE, "too many open files"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_file_that_could_not_be_read_is_not_a_damaged_one(tmp_path, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    files.save_tensors(tmp_path / "x.pt", {})
+    monkeypatch.setattr(files.torch, "load", fail)
+    with pytest.raises(type(error)) as caught:
         files.load_tensors(tmp_path / "x.pt")
+    assert caught.value is error
 
 
 def test_set_aside_never_overwrites(tmp_path):

@@ -1,5 +1,6 @@
 """Files → tensors: every layout, the cache, the split by patient, and files that cannot be read."""
 
+import errno
 import gzip
 import json
 import os
@@ -326,6 +327,16 @@ def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     with pytest.raises(ImportError, match=r"needs nibabel: pip install 'ddlib\[data\]'"):
         volume(Path("v.nii"))
+
+
+def test_a_file_that_could_not_be_read_is_not_a_damaged_one(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    write_volume(tmp_path / "v.nii.gz", VOXELS)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        volume(tmp_path / "v.nii.gz")
 
 
 # ── class folders ──

@@ -50,8 +50,8 @@ class Checkpoint:
 
         Raises:
             files.DamagedFile: the file is not what was written; it is set aside.
-            ValueError: it belongs to another training.
-            OSError: its folder cannot be written.
+            ValueError: it belongs to another training, or is a folder.
+            OSError: its folder cannot be written, or the file cannot be read.
         """
         saved = self.read(model, recipe)
         if saved is None:
@@ -91,6 +91,8 @@ class Checkpoint:
         files.writable_folder(self.path.parent)
         if not self.path.exists():
             return None
+        if self.path.is_dir():
+            raise ValueError(f"checkpoint must name a file, {self.path} is a folder.")
         try:
             saved = files.load_tensors(self.path)
         except files.DamagedFile as error:

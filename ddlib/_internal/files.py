@@ -25,6 +25,16 @@ class DamagedFile(Exception):
     """A file that is not what was written; the message names it and what was expected."""
 
 
+def reading_failed(error: BaseException) -> bool:
+    """The system could not read (rights, descriptors, memory), which says nothing of what is in the file.
+
+    A decoder that a damaged file leads astray fails without a number, or with EINVAL of an impossible seek.
+    """
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.EINVAL)
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)  # PyTorch's is a RuntimeError
+
+
 def writable_folder(path: str | Path) -> Path:
     """Create a folder and try to write in it, before any long work starts.
 
@@ -129,15 +139,16 @@ def load_tensors(path: str | Path, mapped: bool = False) -> dict[str, Any]:
 
     Raises:
         DamagedFile: the zip file that PyTorch writes is not whole, or fails one of its own checksums.
+        OSError, RuntimeError: it could not be read, for want of rights, file descriptors or memory, say.
     """
     try:
         with zipfile.ZipFile(path) as packed:
             if broken := packed.testzip():
                 raise zipfile.BadZipFile(f"its part {broken} fails its checksum")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except FileNotFoundError:
-        raise
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        if reading_failed(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(f"{path} is damaged: {reason}.") from error
 

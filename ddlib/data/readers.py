@@ -36,6 +36,8 @@ def _decoding(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # on damaged data, decoders raise anything
+        if files.reading_failed(error) and not isinstance(error, FileNotFoundError):  # a .hdr without its .img
+            raise
         reason = {
             "UnidentifiedImageError": "it is not an image, or of a kind (float colours, say) that Pillow does not know",
             "DecompressionBombError": "it has too many pixels (179 million are the most): scale it down first",

@@ -144,6 +144,7 @@ def load(path: str | Path) -> Record:
 
     Raises:
         files.DamagedFile: something is missing, of the wrong type, or not what was written.
+        OSError: it could not be read, for want of rights or file descriptors, say.
     """
     path = Path(path)
     try:
@@ -161,7 +162,7 @@ def load(path: str | Path) -> Record:
         if unknown := [name for name, array in arrays.items() if name.startswith("score/") and np.isnan(array).any()]:
             raise ValueError(f"{unknown[0]} is NaN, its training has diverged")
         return Record(content["parameters"], content["rows"], arrays, content["provenance"], path)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
