@@ -42,11 +42,17 @@ def test_compare_disagrees_also_without_asserts_and_docstrings(tmp_path, switch)
 
 
 def test_compare_needs_records_on_both_sides(tmp_path, capsys):
-    known = kept(tmp_path / "reference", 0.9)
-    assert main(["compare", str(tmp_path / "run"), known]) == 2
+    known, empty, missing = kept(tmp_path / "reference", 0.9), tmp_path / "empty", tmp_path / "missing"
+    empty.mkdir()
+    assert main(["compare", str(empty), known]) == 2
     assert "there are no records in" in capsys.readouterr().err
-    assert main(["compare", known, str(tmp_path / "run")]) == 1
+    assert main(["compare", known, str(empty)]) == 1
     assert "No reference for these" in capsys.readouterr().out
+    for given in ([str(missing), known], [known, str(missing)]):
+        assert main(["compare", *given]) == 2
+        assert f"{missing}." in capsys.readouterr().err
+    assert main(["rerun", str(missing)]) == 2
+    assert f"there is no folder {missing}." in capsys.readouterr().err
 
 
 def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys, monkeypatch):

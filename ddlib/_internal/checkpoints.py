@@ -35,7 +35,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, model: nn.Module, *inputs: Tensor):
-        self.path, self.stopped, initial = Path(path), False, weights(model)
+        self.path, self.stopped, initial = Path(path).expanduser(), False, weights(model)
         file, left, before = _LEFT.get(model, (None, "", ""))
         self.belongs = {
             "images, labels or windows": files.digest(*inputs, *(m.get_extra_state() for _, m in _several(model))),

@@ -59,7 +59,7 @@ def write_atomically(path: str | Path, data: bytes | str | Callable[[BinaryIO], 
     Raises:
         OSError: it cannot be written, since the disk is full, say; what was there stays.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data.encode() if isinstance(data, str) else data
     write = data if callable(data) else lambda file: file.write(data)

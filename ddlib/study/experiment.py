@@ -114,7 +114,7 @@ def records_of(
 
 
 def _on_record(point: Experiment, folder: str | Path | None) -> bool:
-    known = None if folder is None else records.find(Path(folder), point.name)
+    known = None if folder is None else records.find(folder, point.name)
     return known is not None and {*point.strategies} <= {*known.strategies}
 
 

@@ -313,10 +313,13 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
 
     Raises:
         AssertionError: a test accuracy lies further off; the message lists the rows.
+        FileNotFoundError: the reference is not there.
     """
     import pandas as pd
 
     path = resolve(reference)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no table and no folder of records {path}.")
     known = pd.read_csv(path) if path.is_file() else gather(path)
     if not set(frame["record"]) <= set(known["record"]):
         print(f"No reference for these parameters in {reference}.")

@@ -146,7 +146,7 @@ def load(path: str | Path) -> Record:
         files.DamagedFile: something is missing, of the wrong type, or not what was written.
         OSError: it could not be read, for want of rights or file descriptors, say.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         content = json.loads(path.read_text())
         if content["schema"] != SCHEMA:
@@ -166,9 +166,9 @@ def load(path: str | Path) -> Record:
         raise files.DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
-def find(folder: Path, name: str) -> Record | None:
+def find(folder: str | Path, name: str) -> Record | None:
     """The record of that name, where there is a whole one; a damaged one is set aside, with a warning."""
-    path = folder / f"{name}.json"
+    path = Path(folder).expanduser() / f"{name}.json"
     try:
         return load(path) if path.exists() else None
     except files.DamagedFile as error:
@@ -178,9 +178,16 @@ def find(folder: Path, name: str) -> Record | None:
 
 
 def load_all(folder: str | Path) -> list[Record]:
-    """All records below a folder, by name, each `once`; JupyterLab's hidden copies are none."""
-    found = []
-    for path in sorted(Path(folder).rglob("*.json")):
+    """All records below a folder, by name, each `once`; JupyterLab's hidden copies are none.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+        ValueError, files.DamagedFile: as `once` and `load`.
+    """
+    folder, found = Path(folder).expanduser(), []
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}.")
+    for path in sorted(folder.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         if path.with_suffix(".npz").exists() or b'"schema"' in path.read_bytes():
@@ -201,7 +208,11 @@ def once(found: Iterable[Record]) -> list[Record]:
 
 
 def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
-    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW` and `ABOUT`."""
+    """Records, or all below a folder, as one tidy frame: a row a strategy, columns `ROW` and `ABOUT`.
+
+    Raises:
+        FileNotFoundError: the folder is not there; one without records has no rows.
+    """
     import pandas as pd
 
     rows = []
