@@ -128,7 +128,7 @@ def split_of(data: Any, what: str) -> Split:
 def normalised_as(model: Any, split: Split) -> None:
     """Remember on a model and its parts how the images were normalised that it was trained on."""
     for module in model.modules():
-        module.__dict__["_normalisation"] = split.mean, split.std
+        module.__dict__["_normalisation"] = split.mean.cpu(), split.std.cpu()
 
 
 def split_to_predict(model: Any, images: Any) -> Split:

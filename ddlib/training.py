@@ -158,7 +158,6 @@ def fit(
         checkpoint = Checkpoint(checkpoint, model, *split.told_apart_by())
     batches = Batches(split, recipe.augment, device, first.dtype)
     model.to(device, memory_format=memory_format(split.images.ndim - 2))
-    normalised_as(model, split)
     try:
         labels = split.labels.to(device)
         return _Training(model, batches, labels, recipe, loss).run(metrics, after_epoch, checkpoint, progress)
@@ -317,6 +316,8 @@ class _Training:
             )
         described = recipe.described() | ({} if self.loss is None else {"loss": checks.print_of(self.loss)})
         history = checkpoint.load(model, optimizer, described)
+        if isinstance(self.batches, Batches):  # after the checks: what is refused leaves the model as it was
+            normalised_as(model, self.batches.split)
         last = len(history) if checkpoint.stopped else recipe.epochs
         title = progress if isinstance(progress, str) else type(model).__name__
         try:

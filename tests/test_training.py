@@ -402,6 +402,20 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tiny, tmp_path):
     assert_same_state(net, expected)
 
 
+def test_a_folder_is_no_checkpoint_and_stays(tiny, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match=r"checkpoint must name a file, .*runs is a folder"):
+        fit(vgg(), tiny, QUICK, checkpoint=tmp_path / "runs")
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_checkpoint_may_lie_in_the_home_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fit(vgg(), tiny, QUICK, checkpoint="~/deeper/m.pt")
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("m.pt")] == ["deeper/m.pt"]
+
+
 def test_a_hostile_checkpoint_does_nothing(tiny, tmp_path):
     proof, path = tmp_path / "proof", tmp_path / "model.pt"
     files.save_tensors(path, {"recipe": {}, "history": [], "model": Hostile(f"touch {proof}")})
@@ -458,6 +472,28 @@ def test_prediction_in_bf16_gives_probabilities_in_full_precision(tiny):
     assert rounded.dtype == torch.float32
     assert torch.allclose(rounded.sum(1), torch.ones(32), atol=1e-6)
     assert 0 < apart(rounded, exact) < 0.1
+
+
+def test_a_refused_training_leaves_what_is_predicted(tiny, tmp_path):
+    """How images alone are normalised is that of the images that were trained on."""
+    local, other = cut(), replace(tiny.train, mean=tiny.train.mean + 0.3)
+    ddlib.train_local(local, tiny, QUICK, progress=False)
+    before = predict(local, tiny.test.images)
+    fit(cut(), tiny, QUICK, checkpoint=tmp_path / "c.pt")
+    large = replace(QUICK, batch_size=65)
+    for refused in (
+        lambda: fit(local, other, large),
+        lambda: fit(local, other, QUICK, metrics={"loss": accuracy}),
+        lambda: fit(local, other, QUICK, checkpoint=tmp_path / "c.pt"),
+        *(lambda engine=e: ddlib.train_local(local, other, large, engine=engine) for e in ("fused", "loop", "streams")),
+    ):
+        with pytest.raises(ValueError, match=r"larger than the data|metric cannot be called|belongs to another"):
+            refused()
+        assert torch.equal(predict(local, tiny.test.images), before)
+    for engine in ("fused", "loop", "streams"):
+        ddlib.train_local(local, other, replace(QUICK, epochs=1), engine=engine, progress=False)
+        assert torch.equal(predict(local, other.images), predict(local, other))
+        ddlib.train_local(local, tiny, replace(QUICK, epochs=1), engine=engine, progress=False)
 
 
 # ── the two-step CNN-DNN and transfer ──

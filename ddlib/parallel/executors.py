@@ -72,7 +72,6 @@ def train_local(
     if several and len(data) != len(local):
         raise ValueError(f"{len(local)} local CNNs need as many splits, got {len(data)}.")
     splits = [split_of(own, "train_local") for own in (data if several else [data])]
-    normalised_as(local, splits[0])
     per_task = checks.integer("per_task", per_task, 1)
     if several and per_task > 1:
         raise ValueError(f"per_task must be 1 where each local CNN has a split of its own, got {per_task}.")
@@ -88,6 +87,7 @@ def train_local(
             apart = local.part(range(len(local)), apart=True)
             history = fit(apart, splits[0], recipe, loss=loss, checkpoint=checkpoint, progress=progress)
             local.load_part(range(len(local)), apart)
+            normalised_as(local, splits[0])
             return history
         engine, per_task = _Here(), 1
     return _train_apart(local, data, recipe, engine, per_task, loss, checkpoint, progress)
@@ -133,6 +133,7 @@ def _train_apart(
         history, share = pd.DataFrame(rows).set_index("epoch"), len(indices) / len(local)
         means = {name: share * history[name] for name in ("loss", "train_accuracy")}
         histories.append(history.assign(**means))
+    normalised_as(local, data[0] if several else split)
     joined = sum(history[["loss", "train_accuracy", "seconds"]] for history in histories)
     joined.insert(2, "rate", histories[0]["rate"])
     if per_task == 1:
