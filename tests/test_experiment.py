@@ -1,8 +1,10 @@
 import copy
+import errno
 import json
 import subprocess
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,6 +258,37 @@ def test_gather_follows_the_records(everything, saved, tmp_path, other):
     assert changed[["seed", "strategy", "test_accuracy"]].to_numpy().tolist() == [[0, "vote", 0.123]]
 
 
+def test_records_in_the_home_folder_are_found_and_a_folder_that_is_not_there_is_told(
+    everything, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = everything.save("~/records")
+    assert path.parent == tmp_path / "records"
+    assert len(gather("~/records")) == len(everything.rows)
+    point = Experiment(**everything.parameters, strategies=("vote",))
+    ddlib.records_of([point], "~/records", progress=False)
+    assert "1 of 1 points came from records." in capsys.readouterr().out
+    for read in (gather, lambda folder: ddlib.agrees(everything.frame(), folder, 0.1)):
+        with pytest.raises(FileNotFoundError, match=r"there is no .*recrods\.$"):
+            read("~/recrods")
+
+
+def test_a_record_that_could_not_be_read_stays(everything, saved, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    for name in ("read_text", "read_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, fail)
+            with pytest.raises(OSError, match="too many open files"):
+                records.find(saved.parent, everything.name)
+    assert records.find(saved.parent, everything.name).rows == everything.rows
+    saved.with_suffix(".npz").unlink()
+    with pytest.warns(UserWarning, match="damaged.*set aside"):
+        assert records.find(saved.parent, everything.name) is None
+
+
 def test_what_is_hidden_or_no_record_is_left_out(saved):
     hidden = saved.parent / ".ipynb_checkpoints" / f"{saved.stem}-checkpoint.json"
     hidden.parent.mkdir()
@@ -411,12 +444,19 @@ def untrained(monkeypatch):
         ({"dense_epochs": 0}, r"epochs.*0"),
         ({"rate": -1}, r"rate.*-1"),
         ({"engine": "fusion"}, r"engine 'fusion'.*Did you mean 'fused'"),
+        ({"engine": "fused", "samples": "shares", "strategies": ("global", "composed")}, r"'fused' needs the same"),
         ({"train_size": 1}, r"train_size.*1"),
     ],
 )
 def test_a_bad_parameter_is_refused_by_its_value(wrong, told):
     with pytest.raises(ValueError, match=told):
         Experiment(**SMALL | wrong)
+
+
+def too_deep(in_channels: int, num_classes: int, width: int, dims: int) -> torch.nn.Module:
+    """Three halvings: of 12 pixels one is left, of 6 none."""
+    pools = [torch.nn.MaxPool2d(2) for _ in range(3)]
+    return torch.nn.Sequential(*pools, torch.nn.Flatten(), torch.nn.Linear(in_channels, num_classes))
 
 
 @pytest.mark.parametrize(
@@ -429,12 +469,22 @@ def test_a_bad_parameter_is_refused_by_its_value(wrong, told):
         ({"train_size": 8}, r"batch_size 16 is larger than the data: 8"),
         ({"batch_size": 40, "out_of_fold": 2}, "batch_size 40 is larger than what 2 folds leave to train on: 32"),
         ({"backbone": "cnn3d"}, r"cnn3d.*dims=3.*dims=2"),
+        ({"out_of_fold": 65}, "out_of_fold must be a whole number from 2 to 64, got 65"),
+        ({"backbone": too_deep, "strategies": ("global", "average")}, r"cannot take images \(2, 3, 6, 6\)"),
+        ({"backbone": too_deep, "strategies": ("global", "coherent")}, r"cannot take images \(2, 3, 6, 6\)"),
     ],
 )
 def test_what_does_not_fit_the_images_is_refused_before_training(untrained, tmp_path, wrong, told):
     with pytest.raises(ValueError, match=told):
         Experiment(**SMALL | wrong).run(tmp_path / "out", progress=False)
     assert list(tmp_path.glob("out/*")) == []
+
+
+def test_trying_whether_networks_fit_draws_no_random_number():
+    point = Experiment(**SMALL, channel_parts=2, strategies=("global", "coherent", "transfer", "channels"))
+    before = torch.get_rng_state()
+    kept.KeptTrainings(point, point.data(), None, False)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_training(untrained, tmp_path):

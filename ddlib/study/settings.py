@@ -118,7 +118,7 @@ class Settings:
         epochs: of the global CNN, the local CNNs, the coherent model, and of transfer after the local CNNs.
         dense_epochs: of the dense network.
         batch_size, rate, augment, precision: see `Recipe`; transfer trains at a fifth of the rate.
-        engine: "auto", "fused" or "loop", see `train_local`.
+        engine: "auto", "fused" or "loop", see `train_local`; not "fused" with samples="shares".
         options: of the data set, e.g. "size=64 split_seed=1", see `load_dataset`; None for its defaults.
         train_size: train on so many images only, each class in proportion; None for all.
         channel_parts: sub-networks into which the channels are split (P3); None for as many as subdomains.
@@ -203,8 +203,11 @@ class Settings:
                 name = self.parameters["dataset"]
                 raise ValueError(f"data set {name!r} has no named regions; give a grid like '2x2'.")
         parts = self.channel_parts or subdomains
-        if parts and self.width % parts and any(STRATEGIES[s].of_channels for s in self.strategies):
+        of_channels = any(STRATEGIES[s].of_channels for s in self.strategies)
+        if of_channels and parts and self.width % parts:
             raise ValueError(f"width {self.width} cannot be split evenly into {parts} sub-networks (channel_parts).")
+        if of_channels and self.samples == "shares" and self.engine in ("fused", "streams"):
+            raise ValueError(f"engine {self.engine!r} needs the same images for all; for samples='shares' take 'loop'.")
         if self.samples == "windows" and subdomains not in (None, parts):
             raise ValueError(
                 f"{parts} sub-networks (channel_parts) do not fit the {subdomains} windows of {self.grid}."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import channels
+from .._internal import checks
 from .._internal.devices import choose_precision
 from ..aggregation import accuracy
 from ..images import ImageSet, Split
@@ -58,16 +59,21 @@ class KeptTrainings(Trainings):
         self.digest, self.identity, self._folds = data.digest, data.identity, None
         images = [(len(data.train), "the data")]
         if settings.out_of_fold:
+            checks.integer("out_of_fold", settings.out_of_fold, 2, len(data.train))
             left = len(data.train) * (settings.out_of_fold - 1) // settings.out_of_fold
             images.append((left, f"what {settings.out_of_fold} folds leave to train on"))
         if any(STRATEGIES[strategy].of_channels for strategy in settings.strategies):
-            sub_networks = self.sub_networks()
+            sub_networks = self.new(self.sub_networks)
             channels.compose(sub_networks)  # what cannot be composed fails now, not after the training
             if settings.samples == "shares":
                 images.append((len(data.train) // len(sub_networks), "a sub-network's share"))
         for count, what in images:
             if settings.batch_size > count:
                 raise ValueError(f"batch_size {settings.batch_size} is larger than {what}: {count} images.")
+        needed = {training for strategy in settings.strategies for training in STRATEGIES[strategy].trainings}
+        for training, make in {"global": self.global_cnn, "local": self.local_cnns, "coherent": self.cnn_dnn}.items():
+            if training in needed:
+                self.new(make)  # so does what does not fit the images or windows
 
     def fit(self, training: str, model: nn.Module) -> nn.Module:
         def test_accuracy(trained: nn.Module) -> float:  # on ranks, of what each holds of the model
