@@ -97,10 +97,17 @@ class ImageSet:
         return tuple(self.train.images.shape[2:])
 
     def few(self, train_size: int, seed: int = 0) -> "ImageSet":
-        """The same test images with `train_size` training images drawn at random, each class in proportion."""
+        """The same test images with `train_size` training images drawn at random, each class in proportion.
+
+        Raises:
+            ValueError: fewer than classes, more than there are, or so few that a class would have none.
+        """
         size = checks.integer("train_size", train_size, self.num_classes, len(self.train))
-        chosen = stratified(self.train.labels, size, checks.integer("seed", seed, 0))[0]
-        return replace(self, train=self.train.some(chosen), source=None)
+        drawn = self.train.some(stratified(self.train.labels, size, checks.integer("seed", seed, 0))[0])
+        if lost := set(self.train.labels.tolist()) - set(drawn.labels.tolist()):
+            name = self.classes[min(lost)]
+            raise ValueError(f"train_size {size} of {len(self.train)} leaves no image of class {name!r}: take more.")
+        return replace(self, train=drawn, source=None)
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageSet":
         """A validation set: the same training images without a `fraction` of them, which take the place of the test.
@@ -112,10 +119,14 @@ class ImageSet:
         """
         count = round(len(self.train) * checks.real("fraction", fraction, 0, 0.99, open_low=True))
         counts = self.train.labels.bincount(minlength=self.num_classes)
-        if not count * counts.min() / len(self.train) >= 1 or counts.min() < 2:
-            raise ValueError(f"a share of {fraction} of {len(self.train)} images leaves a class without images there.")
-        kept, held_out = stratified(self.train.labels, len(self.train) - count, checks.integer("seed", seed, 0))
-        return replace(self, train=self.train.some(kept), test=self.train.some(held_out), source=None)
+        told = f"a share of {fraction} of {len(self.train)} images leaves a class without images in one of the halves."
+        if not count * counts.min() / len(self.train) >= 1 or counts.min() < 2 or len(self.train) - count < len(counts):
+            raise ValueError(told)
+        parts = stratified(self.train.labels, len(self.train) - count, checks.integer("seed", seed, 0))
+        kept, held_out = map(self.train.some, parts)
+        if any(not half.labels.bincount(minlength=len(counts)).all() for half in (kept, held_out)):
+            raise ValueError(told)
+        return replace(self, train=kept, test=held_out, source=None)
 
 
 def split_of(data: Any, what: str) -> Split:

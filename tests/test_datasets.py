@@ -280,6 +280,15 @@ def test_an_unknown_data_set_is_refused(name, told):
     with pytest.raises(ValueError, match=f"unknown data set.*{told}"):
         load_dataset(name)
 
+@pytest.mark.parametrize("draw", [lambda data: data.few(10), lambda data: data.hold_out(0.9)])
+def test_no_class_is_left_without_images(draw):
+    labels = torch.tensor([0] * 97 + [1] * 3)
+    data = image_set("mine", *[(torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels)] * 2)
+    assert data.few(40).train.labels.tolist() == [0] * 39 + [1]
+    with pytest.raises(ValueError, match=r"leaves no image of class '1'|leaves a class without images"):
+        draw(data)
+
+
 
 def test_an_unknown_option_is_refused():
     with pytest.raises(ValueError, match=r"unknown option of tf_flowers 'sise'.*Did you mean 'size'"):
