@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._internal import checks, files
-from ._internal.arrays import check_images, check_labels, pair
+from ._internal.arrays import check_images, check_labels, checked_labels, class_names, pair
 from ._internal.devices import memory_free
 from .decomposition import Bounds
 
@@ -20,7 +20,7 @@ class Split:
 
     Attributes:
         images: (n, C, *image_shape) uint8.
-        labels: (n,) int64 in [0, num_classes).
+        labels: (n,) in [0, num_classes), of any kind of integers; they become int64.
         mean, std: (C,) of the *training* images, in [0, 1]; `prepare` uses them.
         flip_axes: spatial axes along which a mirrored image is as good an example (augmentation).
     """
@@ -32,9 +32,7 @@ class Split:
     flip_axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim not in (4, 5) or len(self.images) != len(self.labels):
-            found = f"{self.images.dtype} {tuple(self.images.shape)} and {len(self.labels)} labels"
-            raise ValueError(f"a Split has uint8 images (n, C, *shape) and as many labels, got {found}.")
+        object.__setattr__(self, "labels", checked_labels(self.images, self.labels, self.mean, self.std))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,7 +144,7 @@ def split_to_predict(model: Any, images: Any) -> Split:
     """A split as it is, the test images of a set, or images alone, normalised as those that `model` was trained on.
 
     Raises:
-        ValueError: images alone for a model that `fit` has not trained, or something else.
+        ValueError: images alone for a model that `fit` has not trained, or of other channels; or something else.
     """
     if not isinstance(images, Tensor):
         return images.test if isinstance(images, ImageSet) else split_of(images, "predict")
@@ -155,7 +153,9 @@ def split_to_predict(model: Any, images: Any) -> Split:
         raise ValueError("images alone can be predicted by a model that `fit` has trained: give a Split, say.")
     if images.dtype != torch.uint8 or images.ndim not in (4, 5):
         raise ValueError(f"images must be uint8 (n, C, *shape), got {images.dtype} {tuple(images.shape)}.")
-    return Split(images, torch.zeros(len(images), dtype=torch.int64), *known[0])
+    if images.shape[1] != (channels := len(known[0][0])):
+        raise ValueError(f"the model was trained on images of {channels} channels, got {tuple(images.shape)}.")
+    return Split(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), *known[0])
 
 
 def image_set(
@@ -176,14 +176,15 @@ def image_set(
         flip_axes: spatial axes that augmentation may mirror, e.g. (1,) for left-right.
 
     Raises:
-        ValueError: a tensor of the wrong shape, layout, type or range, a class without images; the message says which
-            and what is allowed.
+        ValueError: a tensor of the wrong shape, layout, type or range, a class without images, halves that name other
+            classes; the message says which and what is allowed.
     """
-    named = classes if classes is not None else getattr(train, "classes", None)
+    known = class_names(name, train, test)
+    named = known if classes is None else classes
     halves = {half: pair(f"{name} {half}", given) for half, given in (("train", train), ("test", test))}
     train, test = halves.values()
     if named is None:
-        named = range(int(max(labels.max() for _, labels in halves.values() if labels.numel())) + 1)
+        named = range(max((int(labels.max()) for _, labels in halves.values() if labels.numel()), default=0) + 1)
     classes = tuple(str(name) for name in named)
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise ValueError(f"{name} must have two classes or more, each name once, got {classes}.")
@@ -198,7 +199,7 @@ def image_set(
     if not isinstance(flip_axes, list) or any(axis not in axes for axis in flip_axes):
         raise ValueError(f"flip_axes must be a list of spatial axes from 0 to {axes[-1]}, got {flip_axes!r}.")
     mean, std = _statistics(train[0])
-    splits = [Split(images, labels.long(), mean, std, tuple(flip_axes)) for images, labels in (train, test)]
+    splits = [Split(images, labels, mean, std, tuple(flip_axes)) for images, labels in (train, test)]
     data = ImageSet(name, *splits, classes, source)
     return replace(data, loaded=data.identity) if source else data
 

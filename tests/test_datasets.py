@@ -48,6 +48,33 @@ def test_what_is_no_image_set_is_refused(train, test, told):
         image_set("mine", train, test, ("a", "b", "c"))
 
 
+def test_labels_without_names_of_classes_are_integers_too():
+    wrong = (half()[0], torch.full((6,), torch.nan))
+    with pytest.raises(ValueError, match="mine train labels must be integers"):
+        image_set("mine", wrong, half())
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.uint16, torch.uint64])
+def test_a_split_takes_labels_of_any_kind_of_integers(tiny, kind):
+    found = replace(tiny.train, labels=tiny.train.labels.to(kind)).labels
+    assert found.dtype == torch.int64
+    assert torch.equal(found, tiny.train.labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"mean": torch.zeros(1)}, r"mean and std of a Split must be of its 3 channels, got \(1,\) and \(3,\)"),
+        ({"labels": torch.full((64,), -100)}, "labels of a Split must be numbers of classes, from 0, got -100"),
+        ({"labels": torch.zeros(64)}, "labels of a Split must be integers"),
+        ({"labels": torch.zeros(64, 1, dtype=torch.int64)}, r"as many labels, got .* and labels \(64, 1\)"),
+    ],
+)
+def test_a_split_whose_parts_do_not_fit_is_refused(tiny, given, told):
+    with pytest.raises(ValueError, match=told):
+        replace(tiny.train, **given)
+
+
 def test_images_that_were_changed_or_replaced_are_not_those_of_the_name():
     data = load_dataset("digits")
     assert data.by_name
@@ -93,13 +120,13 @@ def test_classes_are_two_or_more_and_differ_and_axes_to_flip_are_spatial(given, 
         image_set("mine", half(), half(), **{"classes": "abc"} | given)
 
 
-@pytest.mark.parametrize("kind", ["<i4", ">i8", "u1"])
+@pytest.mark.parametrize("kind", ["<i4", ">i8", "u1", "u2", "u4", "u8"])
 def test_arrays_of_numpy_are_taken(kind):
     images, labels = half(shape=(3, 8, 9))
     images[:, 1] = 7
     arrays = (images.numpy()[..., ::-1], labels.numpy().astype(kind))
     arrays[0].setflags(write=False)
-    data = image_set("mine", arrays, arrays, ["a", "b", "c"])
+    data = image_set("mine", arrays, arrays)
     assert torch.equal(data.train.images, images.flip(-1))
     assert torch.equal(data.test.labels, labels)
     assert data.train.labels.dtype == torch.int64
@@ -253,6 +280,15 @@ def test_a_class_of_one_image_cannot_be_drawn_in_proportion():
         image_set("mine", *halves).few(3)
 
 
+@pytest.mark.parametrize("draw", [lambda data: data.few(10), lambda data: data.hold_out(0.9)])
+def test_no_class_is_left_without_images(draw):
+    labels = torch.tensor([0] * 97 + [1] * 3)
+    data = image_set("mine", *[(torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels)] * 2)
+    assert data.few(40).train.labels.tolist() == [0] * 39 + [1]
+    with pytest.raises(ValueError, match=r"leaves no image of class '1'|leaves a class without images"):
+        draw(data)
+
+
 def test_few_is_a_draw_by_seed(digits):
     images = {tuple(image.flatten().tolist()) for image in digits.train.images}
     first, again, other = digits.few(40, seed=1), digits.few(40, seed=1), digits.few(40, seed=2)
@@ -279,15 +315,6 @@ def test_few_of_none_or_too_many_is_refused(digits, size):
 def test_an_unknown_data_set_is_refused(name, told):
     with pytest.raises(ValueError, match=f"unknown data set.*{told}"):
         load_dataset(name)
-
-@pytest.mark.parametrize("draw", [lambda data: data.few(10), lambda data: data.hold_out(0.9)])
-def test_no_class_is_left_without_images(draw):
-    labels = torch.tensor([0] * 97 + [1] * 3)
-    data = image_set("mine", *[(torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels)] * 2)
-    assert data.few(40).train.labels.tolist() == [0] * 39 + [1]
-    with pytest.raises(ValueError, match=r"leaves no image of class '1'|leaves a class without images"):
-        draw(data)
-
 
 
 def test_an_unknown_option_is_refused():

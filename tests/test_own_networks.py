@@ -402,6 +402,9 @@ def test_images_alone_are_predicted_as_those_of_the_split(tiny):
     whole = CNNDNN(model, DenseAggregator(4, 4))
     for images in (tiny.test.images, tiny):
         assert torch.equal(predict(whole, images), predict(whole, tiny.test))
+    for channels in (1, 4):
+        with pytest.raises(ValueError, match=rf"was trained on images of 3 channels, got \(32, {channels}, 12, 12\)"):
+            predict(whole, tiny.test.images[:, :1].expand(-1, channels, -1, -1))
     z = predict(whole, tiny.test, logits=True)
     torch.testing.assert_close(z.softmax(-1), predict(whole, tiny.test))
 
@@ -506,6 +509,28 @@ def test_a_dataset_of_torch_is_an_image_set(tiny):
     assert torch.equal(ddlib.image_set("mine", pairs, data.test).train.images, data.train.images)
 
 
+@pytest.mark.parametrize(("mode", "level"), [("P", [200, 100, 50]), ("1", [255])])
+def test_pictures_with_a_palette_are_read_in_its_colours(mode, level):
+    def change(image, label, index):
+        picture = Image.new(mode, (6, 8), 1)
+        if mode == "P":
+            picture.putpalette([0, 0, 0, 200, 100, 50])
+        return picture, label
+
+    data = ddlib.image_set("mine", OfTorch(4, change), OfTorch(2, change))
+    assert data.test.images[0, :, 3, 3].tolist() == level
+
+
+class OfOthers(OfTorch):
+    classes = ("b", "c")
+
+
+def test_one_label_does_not_mean_two_classes():
+    for given in ({}, {"classes": "ab"}):
+        with pytest.raises(ValueError, match=r"the same classes in the same order, got \[\['a', 'b'\], \['b', 'c'\]\]"):
+            ddlib.image_set("mine", OfTorch(4), OfOthers(4), **given)
+
+
 WRONG = {
     "mine train is empty": OfTorch(0),
     "image 3 of mine train has the shape (3, 4, 6), image 0 (3, 8, 6)": OfTorch(
@@ -514,6 +539,11 @@ WRONG = {
     "image 0 of mine train must be uint8, or floats from 0 to 1 (no Normalize), got torch.float32": OfTorch(
         6, lambda image, label, _: (torch.randn(3, 8, 6), label)
     ),
+    "image 0 of mine train must be uint8, or floats from 0 to 1 (no Normalize), got torch.uint16 (3, 8, 6)": OfTorch(
+        6, lambda image, label, _: (np.array(image).astype(np.uint16), label)
+    ),
+    "the label of image 1 of mine train must be an integer, got 1.4": OfTorch(6, lambda x, y, _: (x, 1.4 * y)),
+    "the label of image 1 of mine train must be an integer, got inf": OfTorch(6, lambda x, y, i: (x, [0, np.inf][y])),
     "must give (image, label), image 0 is a Image": OfTorch(6, lambda image, *_: image),
     "the label of image 0 of mine train must be an integer, got 'cat'": OfTorch(6, lambda image, *_: (image, "cat")),
     "the label of image 1 of mine train must be an integer, got 1.5": OfTorch(

@@ -1,6 +1,7 @@
 """Images and labels of one's own as tensors: from arrays, or read from a map-style `Dataset`; and what they must be."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from torch import Tensor
 from . import files
 from .progress import progress_bar
 
+LEVELS = {"P": "RGB", "PA": "RGBA", "1": "L"}  # modes of Pillow's whose numbers are no grey levels → one whose are
+
 
 def pair(what: str, given: Any) -> tuple[Tensor, Tensor]:
     """(images, labels) as tensors; a map-style `Dataset` of (image, label) is read.
 
     Raises:
-        ValueError: it is neither, is empty, or its images differ in size or type.
+        ValueError: it is neither, is empty, its images differ in size or type, or labels are no integers.
     """
     if isinstance(given, (tuple, list)) and len(given) == 2:
-        return _tensor(given[0]), _tensor(given[1])
+        return _tensor(given[0]), integers(f"{what} labels", given[1])
     if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")) or isinstance(given, (tuple, list)):
         kind = type(given).__name__
         raise ValueError(f"{what} must be (images, labels), or a map-style Dataset of (image, label), got {kind}.")
@@ -44,21 +47,24 @@ def _example(what: str, index: int, example: Any) -> tuple[Tensor, int]:
     if not isinstance(example, (tuple, list)) or len(example) != 2:
         raise ValueError(f"{what} must give (image, label), image {index} is a {type(example).__name__}.")
     image, label = example
-    x = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    image = image.convert(LEVELS[image.mode]) if getattr(image, "mode", None) in LEVELS else image
+    x = _tensor(image)
     if not isinstance(image, Tensor) and x.ndim == 3 and x.shape[-1] <= 4:  # Pillow's and most arrays
         x = x.movedim(-1, 0)
     x = x[None] if x.ndim == 2 else x
-    if x.is_floating_point() and x.min() >= 0 and x.max() <= 1:
+    if x.is_floating_point() and x.numel() and x.min() >= 0 and x.max() <= 1:
         x = (255 * x).round().to(torch.uint8)
     if x.dtype != torch.uint8 or x.ndim not in (3, 4):
-        span = f"{x.dtype} {tuple(x.shape)}, from {x.min():.3g} to {x.max():.3g}"
+        span = f"{x.dtype} {tuple(x.shape)}"
+        span += f", from {x.double().min():.3g} to {x.double().max():.3g}" if x.numel() else ""  # no uint16 has a min
         raise ValueError(f"image {index} of {what} must be uint8, or floats from 0 to 1 (no Normalize), got {span}.")
     try:
         number = int(label)
-        if number != float(label):  # 0.7 is no label, not even 0
-            raise ValueError(label)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"the label of image {index} of {what} must be an integer, got {label!r}.") from None
+        whole = bool(number == label)  # no 0.2, and no "1"
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a name, NaN, infinity, several numbers
+        whole = False
+    if not whole:
+        raise ValueError(f"the label of image {index} of {what} must be an integer, got {label!r}.")
     return x, number
 
 
@@ -70,6 +76,41 @@ def _tensor(values: Any) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"images and labels must be arrays of numbers, got {array.dtype} {array.shape}.")
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+
+
+def integers(what: str, values: Any) -> Tensor:
+    """Labels as int64, the one kind of integer that PyTorch computes with everywhere."""
+    labels = _tensor(values)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{what} must be integers (int64, say), got {labels.dtype} {tuple(labels.shape)}.")
+    return labels.long()
+
+
+def checked_labels(images: Tensor, labels: Any, mean: Tensor, std: Tensor) -> Tensor:
+    """The labels of a `Split` as int64, where its parts fit together."""
+    labels = integers("labels of a Split", labels)
+    if images.dtype != torch.uint8 or images.ndim not in (4, 5) or labels.shape != images.shape[:1]:
+        found = f"{images.dtype} {tuple(images.shape)} and labels {tuple(labels.shape)}"
+        raise ValueError(f"a Split has uint8 images (n, C, *shape) and as many labels, got {found}.")
+    if labels.numel() and labels.min() < 0:
+        raise ValueError(f"labels of a Split must be numbers of classes, from 0, got {int(labels.min())}.")
+    if not mean.shape == std.shape == images.shape[1:2]:
+        found = f"{tuple(mean.shape)} and {tuple(std.shape)}"
+        raise ValueError(f"mean and std of a Split must be of its {images.shape[1]} channels, got {found}.")
+    return labels
+
+
+def class_names(name: str, train: Any, test: Any) -> Any:
+    """The names that the `Dataset` of the training images has for its classes; None where it has none.
+
+    Raises:
+        ValueError: that of the test images has others, or another order: a label would mean two things.
+    """
+    own = [getattr(half, "classes", None) for half in (train, test)]
+    known = [[*map(str, names)] for names in own if isinstance(names, Iterable)]
+    if len(known) == 2 and known[0] != known[1]:
+        raise ValueError(f"{name}: train and test must have the same classes in the same order, got {known}.")
+    return own[0]
 
 
 def check_images(what: str, images: Tensor, count: int) -> None:
@@ -94,12 +135,10 @@ def check_images(what: str, images: Tensor, count: int) -> None:
 
 
 def check_labels(what: str, labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.shape != (count,) or not count:
+    if labels.shape != (count,) or not count:
         raise ValueError(
-            f"{what} labels must be integers (int64, say) of shape ({count},) with at least one image, "
-            f"got {labels.dtype} {tuple(labels.shape)}."
+            f"{what} labels must be of shape ({count},) with at least one image, got {tuple(labels.shape)}."
         )
-    labels = labels.long()
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(
             f"{what} labels must lie in 0 … {len(classes) - 1}, got {int(labels.min())} … {int(labels.max())}."
