@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,11 @@ def test_without_notebooks_the_records_are_the_same(tmp_path, capsys, one_thread
     assert records.gather(out)["test_accuracy"].tolist() == again["test_accuracy"].tolist()
     assert list(out.glob("notebooks/*")) == []
     assert sweep.run_point(point, None, deadline=time.time()) == sweep.LEFT
+    before = (out / f"{point.name}.json").stat().st_mtime_ns
+    for force, result in ((False, "skipped"), (True, "done")):
+        found = sweep.run([point], ThreadPoolExecutor(1), notebooks=False, force=force)
+        assert found["result"].tolist() == [result]
+        assert ((out / f"{point.name}.json").stat().st_mtime_ns > before) == force
 
 
 def test_a_point_is_stopped_when_the_minutes_are_over(tmp_path, one_thread):

@@ -151,7 +151,8 @@ def run(
         jobs: of these; they share the cores, unless OMP_NUM_THREADS is set.
         force: run points that are on record as well; without it, outdated ones are listed and stay as they are.
         notebooks: keep an executed notebook of each point; without, a point has no kernel to start.
-        minutes: after so many, what runs is stopped, and the rest left; both go on from there the next time.  0: never.
+        minutes: after so many, what runs is stopped, and the rest left; both go on from there the next time, but
+            with `force`, which begins anew.  0: never.
 
     Returns:
         A row a point: point, result ("done", "skipped", "failed", "left"), reason.
@@ -177,7 +178,7 @@ def run(
             for index in chosen:
                 point = plan[index]
                 given = {**point.parameters, "reuse": not force} if notebooks else None
-                tasks[executor.submit(run_point, point, given, deadline)] = index
+                tasks[executor.submit(run_point, point, given, deadline, not force)] = index
             for task in as_completed(tasks):
                 error, index = task.exception(), tasks[task]
                 reason = f"{type(error).__name__}: {error}" if error else task.result()
@@ -191,8 +192,8 @@ def run(
     return frame
 
 
-def run_point(point: Point, parameters: dict[str, Any] | None, deadline: float) -> str:
-    """The task of a sweep: execute a notebook with these parameters; None: train without.
+def run_point(point: Point, parameters: dict[str, Any] | None, deadline: float, reuse: bool = True) -> str:
+    """The task of a sweep: execute a notebook with these parameters; None: train without, see `Experiment.record`.
 
     May run twice; the second waits, and finds the record.
 
@@ -203,19 +204,19 @@ def run_point(point: Point, parameters: dict[str, Any] | None, deadline: float) 
         if time.time() >= deadline:
             return LEFT
         if parameters is None:
-            return _train(point, deadline)
+            return _train(point, deadline, reuse)
         executed = point.output / "notebooks" / f"{point.name}.ipynb"
         return execute(point.notebook, executed, parameters, deadline=deadline)
 
 
-def _train(point: Point, deadline: float) -> str:
+def _train(point: Point, deadline: float, reuse: bool) -> str:
     """Alone in its process, which the alarm interrupts; each training goes on from its last epoch the next time."""
     timed = deadline < math.inf
     try:
         if timed:
             signal.signal(signal.SIGALRM, signal.default_int_handler)  # a KeyboardInterrupt, as Ctrl-C is
             signal.setitimer(signal.ITIMER_REAL, max(deadline - time.time(), 0.001))
-        point.experiment.run(point.output, progress=False)
+        point.experiment.run(point.output, reuse=reuse, progress=False)
     except KeyboardInterrupt:
         return LEFT
     except Exception as error:

@@ -145,4 +145,6 @@ class KeptTrainings(Trainings):
             "device": [self.device.type, choose_precision(settings.precision, self.device), torch.get_num_threads()],
             "versions": [torch.__version__, records.RESULTS],
         }
+        if "fold" in training:  # of how many
+            content["folds"] = settings.out_of_fold
         return records.key(content)
