@@ -525,8 +525,10 @@ def test_the_dense_network_learns_from_folds_that_the_local_cnns_did_not_see():
 def test_other_folds_train_beside_them_in_the_same_folder(tmp_path):
     points = [Experiment(**SMALL, strategies=("cnn-dnn",), out_of_fold=folds) for folds in (2, 3)]
     for point in points:
-        assert point.run(tmp_path, progress=False).drop(columns="seconds").equals(
-            point.run(progress=False).drop(columns="seconds")
+        assert (
+            point.run(tmp_path, progress=False)
+            .drop(columns="seconds")
+            .equals(point.run(progress=False).drop(columns="seconds"))
         )
     names = [path.name.rpartition("-")[0] for path in (tmp_path / "checkpoints").iterdir()]
     assert [names.count(f"local,-fold-{k}") for k in (1, 2, 3)] == [2, 2, 1]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import ddlib
 from ddlib import CNNDNN, Decomposition, DenseAggregator, Recipe, accuracy, files, predict
 from ddlib._internal import devices
+from ddlib._internal.checks import print_of
 from ddlib._internal.devices import seeded
 from ddlib.images import prepare
 from ddlib.training import cross_entropy, schedule
@@ -358,6 +359,10 @@ def other_layers() -> nn.Module:
     return net
 
 
+def flat(share):
+    return lambda t: share
+
+
 OTHERS = {  # another network, other images, another recipe or loss → what is told
     "windows": ({"model": lambda: cut((4, 1))}, "of other images, labels or windows"),
     "weights": ({"model": lambda: cut(seed=1)}, "of other initial weights"),
@@ -365,17 +370,21 @@ OTHERS = {  # another network, other images, another recipe or loss → what is 
     "layers": ({"model": other_layers}, "of other layers, or frozen weights"),
     "images": ({"data": lambda s: replace(s, images=s.images.flip(0))}, "of other images"),
     "labels": ({"data": lambda s: replace(s, labels=s.labels.flip(0))}, "of other images, labels"),
+    "shapes": (
+        {"data": lambda s: replace(s, images=s.images.view(*s.images.shape[:2], 9, 16))},
+        "of other shapes of images",
+    ),
     "mirrors": ({"data": lambda s: replace(s, flip_axes=())}, "of other images"),
     "rate": ({"recipe": {"rate": 0.25}}, "its recipe has rate 0.05, not 0.25"),
-    "schedule": ({"recipe": {"schedule": lambda t: 0.01}}, "its recipe has schedule '.*lambda.*', not '.*lambda.*'"),
-    "loss": ({"loss": nn.CrossEntropyLoss(label_smoothing=0.5)}, "its recipe has loss None, not 'CrossEntropyLoss"),
+    "schedule": ({"recipe": {"schedule": flat(0.01)}}, "its recipe has schedule '.*lambda.*', not '.*lambda.*'"),
+    "loss": ({"loss": nn.CrossEntropyLoss(label_smoothing=0.5)}, "its recipe has loss None, not '.*CrossEntropyLoss"),
 }
 
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_checkpoint_of_another_training_is_refused(tiny, tmp_path, other):
     change, told = OTHERS[other]
-    path, recipe = tmp_path / "c.pt", replace(QUICK, schedule=lambda t: 1.0)
+    path, recipe = tmp_path / "c.pt", replace(QUICK, schedule=flat(1.0))
     fit(cut(), tiny.train, recipe, checkpoint=path)
     before = path.read_bytes()
     net, train = change.get("model", cut)(), change.get("data", lambda split: split)(tiny.train)
@@ -384,6 +393,62 @@ def test_a_checkpoint_of_another_training_is_refused(tiny, tmp_path, other):
         fit(net, train, replace(recipe, **change.get("recipe", {})), loss=change.get("loss"), checkpoint=path)
     assert path.read_bytes() == before
     assert_same_state(net, start)
+
+
+class Smooth:
+    def __init__(self, share):
+        self.share, self.own = share, self
+
+    def loss(self, z, y):
+        return F.cross_entropy(z, y, label_smoothing=self.share)
+
+
+def with_default(share):
+    def loss(z, y, *, share=share):
+        return F.cross_entropy(z, y, label_smoothing=share)
+
+    return loss
+
+
+MADE = {  # a loss that depends on a number
+    "closure": lambda share: lambda z, y: F.cross_entropy(z, y, label_smoothing=share),
+    "closure in a closure": lambda share: lambda z, y: flat(share)(z) * F.cross_entropy(z, y),
+    "default": with_default,
+    "partial": lambda share: partial(F.cross_entropy, label_smoothing=share),
+    "module": lambda share: nn.CrossEntropyLoss(label_smoothing=share),
+    "weights": lambda share: nn.CrossEntropyLoss(torch.full((4,), share)),
+    "method of an object that holds itself": lambda share: Smooth(share).loss,
+    "inner code": lambda share: (lambda z, y: (lambda: z + 1)()) if share < 0.5 else (lambda z, y: (lambda: z + 2)()),
+    "names in it": lambda share: (lambda z, y: z.mean()) if share < 0.5 else (lambda z, y: z.sum()),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_losses_that_do_otherwise_are_told_apart(make):
+    first, same, other = (print_of(make(share)) for share in (0.1, 0.1, 0.9))
+    assert first == same != other
+
+
+def test_every_process_tells_a_loss_by_the_same_print():
+    code = """
+from functools import partial
+from ddlib._internal.checks import print_of
+def loss(z, y, known={"a", "b", "c"}): return y in {"d", "e", "f"}
+class Loss: pass
+print(print_of(partial(loss, known={"g", "h", Loss}, one=object())))
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in "12"
+    ]
+    assert runs[0].stdout == runs[1].stdout != b""
+
+
+def test_a_loss_that_weighs_the_model_goes_on_where_it_was(tiny, tmp_path):
+    net, path = cut(), tmp_path / "c.pt"
+    own = lambda z, y: F.cross_entropy(z, y) + 1e-4 * sum(p.square().sum() for p in net.parameters())  # noqa: E731
+    first = fit(net, tiny, QUICK, loss=own, checkpoint=path)
+    assert fit(net, tiny, QUICK, loss=own, checkpoint=path).equals(first)
 
 
 def test_a_damaged_checkpoint_is_named_and_set_aside(tiny, tmp_path):

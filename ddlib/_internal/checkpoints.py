@@ -39,6 +39,7 @@ class Checkpoint:
         file, left, before = _LEFT.get(model, (None, "", ""))
         self.belongs = {
             "images, labels or windows": files.digest(*inputs, *(m.get_extra_state() for _, m in _several(model))),
+            "shapes of images or labels": files.shapes(*inputs),
             "layers, or frozen weights": files.checksum(layers(model).encode()),
             "initial weights": before if (file, left) == (self.path.resolve(), initial) else initial,
         }
@@ -101,7 +102,7 @@ class Checkpoint:
         if not isinstance(belongs, dict):
             raise ValueError(f"{self.path} is of an earlier version: give another file, or delete this one.")
         changed = {k: (known.get(k), recipe.get(k)) for k in known | recipe if known.get(k) != recipe.get(k)}
-        other = [what for what, digest in self.belongs.items() if belongs[what] != digest]
+        other = [w for w, own in self.belongs.items() if belongs.get(w, own) != own]  # earlier files lack the shapes
         if not changed and other == ["initial weights"] and self._is_of(model, saved["tensors"]):
             self.belongs, other = belongs, []
         if changed:

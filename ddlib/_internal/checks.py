@@ -1,11 +1,21 @@
 """What a wrong argument is told: the value, and what is allowed.  What is right comes back as Python's own type."""
 
 import difflib
+import functools
 import hashlib
+import re
+import types
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import files
+
+ADDRESS = " at 0x[0-9a-f]+"
+OF_MODULES = {*vars(nn.Module())}  # hooks, modes and the like
 
 
 def one_of(what: str, value: Any, allowed: Iterable[str]) -> str:
@@ -53,16 +63,49 @@ def true(value: Any) -> bool:
 def name_of(thing: Any) -> str:
     """The qualified name of a function or class, or of an object's class."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{getattr(named, '__module__', None)}.{named.__qualname__}"
 
 
 def print_of(thing: Any) -> str:
-    """`name_of`, and a print of a function's code, which tells two lambdas apart; or how an object shows itself."""
-    code = getattr(thing, "__code__", None)
-    if code is None:
-        return name_of(thing) if hasattr(thing, "__qualname__") else repr(thing).partition(" at 0x")[0]
-    text = code.co_code + repr([c for c in code.co_consts if not hasattr(c, "co_code")]).encode()
-    return f"{name_of(thing)} {hashlib.sha256(text).hexdigest()[:8]}"
+    """`name_of`, and a print of what a callable is made of, the same in every process: see `_made_of`."""
+    return f"{name_of(thing)} {hashlib.sha256(_made_of(thing).encode()).hexdigest()[:8]}"
+
+
+def _made_of(thing: Any, depth: int = 0) -> str:
+    """Code, defaults, closure and attributes, and what these are made of; not globals, nor weights, which change."""
+
+    def parts(*several: Any) -> str:
+        return f"{name_of(thing)}({', '.join(_made_of(part, depth + 1) for part in several)})"
+
+    if depth > 6:  # or a part of itself
+        return name_of(thing)
+    match thing:
+        case types.FunctionType():
+            cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != types.CellType()]
+            return parts(thing.__code__, thing.__defaults__, thing.__kwdefaults__, *cells)
+        case types.CodeType():
+            return f"{thing.co_code.hex()} {thing.co_names} {parts(*thing.co_consts)}"
+        case types.MethodType():
+            return parts(thing.__func__, thing.__self__)
+        case functools.partial():
+            return parts(thing.func, thing.args, thing.keywords)
+        case Tensor() if thing.requires_grad:
+            return str(tuple(thing.shape))
+        case Tensor() | np.ndarray():
+            return f"{thing.dtype} {tuple(thing.shape)} {files.digest(torch.as_tensor(thing))}"
+        case list() | tuple():
+            return parts(*thing)
+        case dict():
+            return parts(*sorted(thing.items(), key=str))
+        case set() | frozenset():
+            return f"{name_of(thing)}{sorted(map(_made_of, thing))}"
+        case nn.Module():  # a loss, say; one with weights is a network, and counts by its layers
+            own = {name: value for name, value in vars(thing).items() if name not in OF_MODULES}
+            learns = next(thing.parameters(), None) is not None
+            return re.sub(ADDRESS, "", repr(thing)) + ("" if learns else parts(own, dict(thing.named_buffers())))
+    if hasattr(thing, "__qualname__"):
+        return name_of(thing)
+    return re.sub(ADDRESS, "", repr(thing)) + (parts(vars(thing)) if hasattr(thing, "__dict__") else "")
 
 
 def finite(what: str, values: Any) -> Any:

@@ -97,6 +97,11 @@ def digest(*tensors: Tensor) -> str:
     return sha.hexdigest()
 
 
+def shapes(*tensors: Tensor) -> str:
+    """What `digest` leaves out: the type and the shape of each tensor."""
+    return ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in tensors)
+
+
 def room(shape: Sequence[int], folder: Path) -> Tensor:
     """A uint8 tensor to be filled: in memory, or, where that would take more than `SHARE` of what is free, in a file.
 

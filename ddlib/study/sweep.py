@@ -151,8 +151,7 @@ def run(
         jobs: of these; they share the cores, unless OMP_NUM_THREADS is set.
         force: run points that are on record as well; without it, outdated ones are listed and stay as they are.
         notebooks: keep an executed notebook of each point; without, a point has no kernel to start.
-        minutes: after so many, what runs is stopped, and the rest left; both go on from there the next time, but
-            with `force`, which begins anew.  0: never.
+        minutes: after so many, what runs is stopped; it goes on from there the next time, but with `force`.  0: never.
 
     Returns:
         A row a point: point, result ("done", "skipped", "failed", "left"), reason.

@@ -145,6 +145,6 @@ class KeptTrainings(Trainings):
             "device": [self.device.type, choose_precision(settings.precision, self.device), torch.get_num_threads()],
             "versions": [torch.__version__, records.RESULTS],
         }
-        if "fold" in training:  # of how many
-            content["folds"] = settings.out_of_fold
+        content |= {"folds": settings.out_of_fold} if "fold" in training else {}  # of how many it is one
+        content |= {} if self.loss is None else {"loss": checks.print_of(self.loss)}
         return records.key(content)
