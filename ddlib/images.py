@@ -73,9 +73,17 @@ class ImageSet:
         return files.digest(train.images, train.labels, test.images, test.labels)
 
     @property
+    def contents(self) -> str:
+        """SHA-256 of the values that a training or a table sees: images, labels, statistics, axes; and the classes."""
+        return files.digest(*self._tensors()) + " ".join(self.classes)
+
+    @property
     def identity(self) -> str:
-        """SHA-256 of all that a training or a table sees: the digest, and statistics, axes of mirroring, classes."""
-        return files.digest(*self.train.told_apart_by(), *self.test.told_apart_by()) + " ".join(self.classes)
+        """All that a training or a table sees: the contents, and the shapes, which no digest tells apart."""
+        return f"{self.contents} {files.shapes(*self._tensors())}"
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.train.told_apart_by(), *self.test.told_apart_by()]
 
     @property
     def by_name(self) -> bool:

@@ -391,6 +391,33 @@ def test_other_parameters_have_another_record_and_the_same_have_the_same(given, 
     assert (Experiment(**SMALL | given).name == Experiment(**SMALL).name) == same
 
 
+def other_images(data):
+    splits = [replace(half, images=half.images.view(*half.images.shape[:2], 9, 16)) for half in (data.train, data.test)]
+    return replace(data, train=splits[0], test=splits[1])
+
+
+SETS = {  # another image set of the same name
+    "regions": lambda data: replace(data, regions={"one": ((0, 8), (0, 8))}),
+    "their order": lambda data: replace(data, regions=dict(reversed(data.regions.items()))),
+    "classes": lambda data: replace(data, classes=data.classes[::-1]),
+    "shape": other_images,
+}
+
+
+@pytest.mark.parametrize("change", SETS.values(), ids=SETS)
+def test_image_sets_of_one_name_have_records_and_trainings_of_their_own(tiny, tmp_path, change):
+    data = replace(tiny, regions={"one": ((0, 6), (0, 8)), "two": ((0, 8), (0, 9))})
+    sets, small = (data, change(data)), SMALL | {"grid": "regions", "strategies": ("local", "global"), "epochs": 1}
+    first, other = (Experiment(**small | {"dataset": given}) for given in sets)
+    assert first.name == Experiment(**small | {"dataset": replace(data)}).name != other.name
+    first.run(tmp_path, progress=False)
+    found, alone = (other.run(folder, progress=False).drop(columns="seconds") for folder in (tmp_path, None))
+    assert found.equals(alone)
+    if change is other_images:
+        assert data.identity != sets[1].identity
+        assert data.digest == sets[1].digest
+
+
 def test_points_side_by_side_do_not_touch_each_other(tmp_path):
     small = SMALL | {"epochs": 1, "strategies": ("global", "average")}
     first = Experiment(**small).record(tmp_path, progress=False)

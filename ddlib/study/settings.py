@@ -216,7 +216,11 @@ class Settings:
     @cached_property
     def _identity(self) -> str:
         """Of an image set that is given as such: what tells it from others of its name."""
-        return self.dataset.identity
+        data, regions = self.dataset, None
+        if self.grid == "regions" and data.regions is not None:
+            windows = Decomposition.regions(data.image_shape, data.regions)
+            regions = [windows.names, windows.bounds]
+        return records.key([data.identity, data.classes, regions])
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class KeptTrainings(Trainings):
     def __init__(self, settings: Settings, data: ImageSet, folder: Path | None, progress: bool):
         super().__init__(settings.backbone, settings.decomposition(data), data, **settings.trainings())
         self.settings, self.folder, self.progress = settings, folder, progress
-        self.digest, self.identity, self._folds = data.digest, data.identity, None
+        named = not isinstance(settings.dataset, ImageSet)  # its name and options say what shapes it has
+        self.identity, self._folds = data.contents if named else data.identity, None
         images = [(len(data.train), "the data")]
         if settings.out_of_fold:
             checks.integer("out_of_fold", settings.out_of_fold, 2, len(data.train))
