@@ -660,3 +660,38 @@ def test_images_that_changed_behind_their_path_are_noticed(tmp_path):
     again = point.record(tmp_path / "out", progress=False)
     assert not np.array_equal(again.arrays["history/local/loss"], first.arrays["history/local/loss"])
     assert stages_of < {p.name for p in (tmp_path / "out" / "checkpoints").iterdir()}
+
+
+def test_images_that_changed_behind_a_registered_name_are_noticed_where_they_are_at_hand(tiny, tmp_path, monkeypatch):
+    """They are read once for all points; those that another processor rounds otherwise are a warning."""
+    read, halves = [], [(half.images, half.labels) for half in (tiny.train, tiny.test)]
+
+    def register(halves, **more):
+        def reader(place, root):
+            read.append(place)
+            if not halves:
+                raise FileNotFoundError("nothing is there")
+            return *halves, tiny.classes
+
+        monkeypatch.setitem(DATASETS, "mine", replace(made_up(tiny), read=reader, **more))
+
+    register(halves)
+    small = SMALL | {"dataset": "mine", "strategies": ("local",), "epochs": 1}
+    points = [Experiment(**small, seed=seed) for seed in (0, 1)]
+    kept = [record.rows for record in ddlib.records_of(points, tmp_path, progress=False)]
+    read.clear()
+    again = partial(ddlib.records_of, points, tmp_path, progress=False)
+    assert [record.rows for record in again()] == kept
+    assert len(read) == 1
+    changed = [(images.flip(0), labels) for images, labels in halves]
+    for other in (changed, [(images.view(-1, 3, 9, 16), labels) for images, labels in halves]):
+        register(other)
+        with pytest.raises(ValueError, match="the images of mine have changed since"):
+            again()
+    register(changed, exact=False)
+    with pytest.warns(UserWarning, match="other rounding") as told:
+        assert [record.rows for record in again()] == kept
+    assert len(told) == 1
+    for elsewhere in ({"halves": None}, {"halves": changed, "places": {"nowhere": None}}):
+        register(**elsewhere)
+        assert [record.rows for record in again()] == kept

@@ -33,6 +33,7 @@ class Entry:
         places: where it lies below the data folder → what to download for that; None where only a person can.
         flip_axes: spatial axes along which a mirrored image is as good an example.
         regions: named windows on images of the usual shape.
+        exact: `read` gives the same values on every processor; False where it interpolates, say, and rounds.
     """
 
     read: Callable[..., readers.Halves]
@@ -44,6 +45,12 @@ class Entry:
     places: Mapping[str, Remote | None] = field(default_factory=dict)
     flip_axes: Sequence[int] = ()
     regions: Mapping[str, Bounds] | None = None
+    exact: bool = True
+
+    @property
+    def published(self) -> bool:
+        """Whether its files have published checksums."""
+        return bool(self.places) and all(self.places.values())
 
 
 def _registered() -> dict[str, Entry]:

@@ -1,6 +1,7 @@
 """One point of a table: trained, evaluated, and kept as a record."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from .._internal import files
 from .._internal.devices import choose_precision
 from .._internal.progress import whole_bar
 from ..aggregation import accuracy
-from ..data.sets import DATASETS, check_options
+from ..data.sets import DATASETS, check_options, present
 from ..images import ImageSet
 from ..networks.backbones import count_parameters
 from ..strategies import HEADS, STRATEGIES
@@ -57,23 +58,30 @@ class Experiment(Settings):
 
         Raises:
             ValueError: a decomposition or recipe that does not fit the images, images that changed since they were
-                recorded, or a switch that is neither True nor False, also as text; before any training.
+                recorded (where they are at hand and no published checksum holds them), or a switch that is neither
+                True nor False, also as text; before any training.
             training.Diverged: a training has diverged; nothing is recorded.
             OSError: the folder cannot be written; before any training.
         """
-        reuse, progress = yes("reuse", reuse), yes("progress", progress)
+        return self._record(folder, yes("reuse", reuse), yes("progress", progress), {})
+
+    def _record(
+        self, folder: str | Path | None, reuse: bool, progress: bool, images: dict[tuple, dict[str, Any]]
+    ) -> records.Record:
+        """`images` has what `_check_same_images` has read: once for all points of a call."""
         asked, known = self, None
         entry = None if isinstance(self.dataset, ImageSet) else DATASETS[self.dataset]
         if folder is not None:
             folder = files.writable_folder(folder)
             known = records.find(folder, self.name)
         if known is not None:
-            if reuse and entry and "path" in entry.options:
-                _check_same_images(known, self.data().digest)
+            if reuse:
+                self._check_same_images(known, images)
             if reuse and set(self.strategies) <= set(known.strategies):
                 return known.only(self.strategies)
             asked = replace(self, strategies=[s for s in STRATEGIES if s in (*self.strategies, *known.strategies)])
         data = self.data()
+        about = _about(data)
         started, clock = time.time(), time.perf_counter()
         run = KeptTrainings(asked, data, folder if reuse else None, progress)
         made = records.provenance(run.device.type, choose_precision(self.precision, run.device), started)
@@ -82,14 +90,37 @@ class Experiment(Settings):
         record.provenance |= {
             "seconds": round(time.perf_counter() - clock, 3),
             "data": {"name": data.name, **options},
-            "images": run.digest,
-            "image_shape": list(data.image_shape),
-            "channels": data.channels,
-            "classes": list(data.classes),
+            **about,
         }
         if folder is not None:
             record.save(folder)
         return record.only(self.strategies)
+
+    def _check_same_images(self, record: records.Record, images: dict[tuple, dict[str, Any]]) -> None:
+        """Behind a name that no published checksum holds, images may have changed; records do not need them, though.
+
+        `images` has the images of a point, as `_about` tells them, where they were read before.
+        """
+        if isinstance(self.dataset, ImageSet) or "images" not in record.provenance:
+            return
+        entry, drawn = DATASETS[self.dataset], (self.train_size, self.validation)
+        if entry.published or (entry.places and present(self.dataset) is None):  # do not download them for this
+            return
+        point = (self.dataset, self.options, *drawn, self.seed if any(drawn) else None)
+        if point not in images:
+            try:
+                images[point] = _about(self.data())
+            except (FileNotFoundError, ImportError):  # they cannot be read on this machine
+                images[point] = {}
+        was = record.provenance
+        for what in [w for w, now in images[point].items() if was.get(w, now) != now]:
+            values = f"{what} {was[what]!s:.32}, now {images[point][what]!s:.32}"
+            told = f"the images of {self.dataset} have changed since {record.name} was recorded ({values})"
+            if entry.exact:
+                raise ValueError(f"{told}: give another output folder, or move the record away.")
+            warnings.warn(f"{told}, or were made with other rounding on another kind of processor.", stacklevel=4)
+            images[point] = {}  # told once
+            break
 
 
 def records_of(
@@ -103,11 +134,12 @@ def records_of(
     reuse, progress = yes("reuse", reuse), yes("progress", progress)
     there = [_on_record(point, folder) if reuse else False for point in points]
     parts = [{} if known else _epochs(point) for point, known in zip(points, there, strict=True)]
-    found = []
+    found: list[records.Record] = []
+    images: dict[tuple, dict[str, Any]] = {}
     with whole_bar(parts, progress) as bar:
         for point in points:
             bar.begin()
-            found.append(point.record(folder, reuse=reuse, progress=progress))
+            found.append(point._record(folder, reuse, progress, images))
     if any(there):
         print(f"{sum(there)} of {len(points)} points came from records.")
     return found
@@ -124,14 +156,14 @@ def _epochs(point: Experiment) -> dict[str, float]:
     return {name: 0.0 if name in HEADS else float(point.epochs) for name in needed}
 
 
-def _check_same_images(record: records.Record, digest: str) -> None:
-    """A folder of one's own may have changed behind its path; data sets with a checksum cannot."""
-    before = record.provenance.get("images", digest)
-    if before != digest:
-        raise ValueError(
-            f"the images of {record.parameters['dataset']} have changed since {record.name} was recorded "
-            f"({before[:10]}, now {digest[:10]}): give another output folder, or move the record away."
-        )
+def _about(data: ImageSet) -> dict[str, Any]:
+    """What a record says of the images that it was made on."""
+    return {
+        "images": data.digest,
+        "image_shape": list(data.image_shape),
+        "channels": data.channels,
+        "classes": list(data.classes),
+    }
 
 
 def _rows(run: KeptTrainings) -> list[dict[str, Any]]:
