@@ -69,21 +69,17 @@ class ImageSet:
     @property
     def digest(self) -> str:
         """SHA-256 of all images and labels as they are now; computed anew each time, since tensors can change."""
-        train, test = self.train, self.test
-        return files.digest(train.images, train.labels, test.images, test.labels)
+        return files.digest(*(part for half in (self.train, self.test) for part in (half.images, half.labels)))
 
     @property
     def contents(self) -> str:
         """SHA-256 of the values that a training or a table sees: images, labels, statistics, axes; and the classes."""
-        return files.digest(*self._tensors()) + " ".join(self.classes)
+        return files.digest(*self.train.told_apart_by(), *self.test.told_apart_by()) + " ".join(self.classes)
 
     @property
     def identity(self) -> str:
         """All that a training or a table sees: the contents, and the shapes, which no digest tells apart."""
-        return f"{self.contents} {files.shapes(*self._tensors())}"
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.train.told_apart_by(), *self.test.told_apart_by()]
+        return f"{self.contents} {files.shapes(self.train.images, self.test.images)}"
 
     @property
     def by_name(self) -> bool:
@@ -110,9 +106,8 @@ class ImageSet:
         """
         size = checks.integer("train_size", train_size, self.num_classes, len(self.train))
         drawn = self.train.some(stratified(self.train.labels, size, checks.integer("seed", seed, 0))[0])
-        if lost := set(self.train.labels.tolist()) - set(drawn.labels.tolist()):
-            name = self.classes[min(lost)]
-            raise ValueError(f"train_size {size} of {len(self.train)} leaves no image of class {name!r}: take more.")
+        if lost := {*self.train.labels.tolist()} - {*drawn.labels.tolist()}:
+            raise ValueError(f"train_size {size} leaves no image of class {self.classes[min(lost)]!r}: take more.")
         return replace(self, train=drawn, source=None)
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageSet":
@@ -159,10 +154,9 @@ def split_to_predict(model: Any, images: Any) -> Split:
     known = [m.__dict__["_normalisation"] for m in model.modules() if "_normalisation" in m.__dict__]
     if not known:
         raise ValueError("images alone can be predicted by a model that `fit` has trained: give a Split, say.")
-    if images.dtype != torch.uint8 or images.ndim not in (4, 5):
-        raise ValueError(f"images must be uint8 (n, C, *shape), got {images.dtype} {tuple(images.shape)}.")
-    if images.shape[1] != (channels := len(known[0][0])):
-        raise ValueError(f"the model was trained on images of {channels} channels, got {tuple(images.shape)}.")
+    channels, found = len(known[0][0]), f"{images.dtype} {tuple(images.shape)}"
+    if images.dtype != torch.uint8 or images.ndim not in (4, 5) or images.shape[1] != channels:
+        raise ValueError(f"images must be uint8 (n, {channels}, *shape), as in training, got {found}.")
     return Split(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), *known[0])
 
 
@@ -184,11 +178,9 @@ def image_set(
         flip_axes: spatial axes that augmentation may mirror, e.g. (1,) for left-right.
 
     Raises:
-        ValueError: a tensor of the wrong shape, layout, type or range, a class without images, halves that name other
-            classes; the message says which and what is allowed.
+        ValueError: a tensor of the wrong shape, layout, type or range, a class without images, halves of other classes.
     """
-    known = class_names(name, train, test)
-    named = known if classes is None else classes
+    named = class_names(name, train, test, classes)
     halves = {half: pair(f"{name} {half}", given) for half, given in (("train", train), ("test", test))}
     train, test = halves.values()
     if named is None:

@@ -52,7 +52,7 @@ def test_compare_needs_records_on_both_sides(tmp_path, capsys):
         assert main(["compare", *given]) == 2
         assert f"{missing}." in capsys.readouterr().err
     assert main(["rerun", str(missing)]) == 2
-    assert f"there is no folder {missing}." in capsys.readouterr().err
+    assert f"there is no folder {missing}, neither here" in capsys.readouterr().err
 
 
 def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys, monkeypatch):

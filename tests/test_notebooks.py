@@ -300,6 +300,9 @@ def test_agrees_holds_a_table_to_its_reference(tmp_path: Path, capsys: pytest.Ca
     coherent = frame.assign(strategy="coherent", test_accuracy=0.1)
     nb.agrees(pd.concat([frame, coherent]), path, 0.05)
     assert "Every test accuracy but those of the coherent model agrees with" in capsys.readouterr().out
+    more = pd.concat([frame, frame.assign(strategy="average", test_accuracy=0.1)])
+    assert nb.agrees(more, path, 0.05)
+    assert "No reference for average in" in capsys.readouterr().out
     nb.agrees(frame.assign(record="another"), path, 0.05)
     assert "No reference" in capsys.readouterr().out
 

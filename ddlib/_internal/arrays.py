@@ -100,8 +100,8 @@ def checked_labels(images: Tensor, labels: Any, mean: Tensor, std: Tensor) -> Te
     return labels
 
 
-def class_names(name: str, train: Any, test: Any) -> Any:
-    """The names that the `Dataset` of the training images has for its classes; None where it has none.
+def class_names(name: str, train: Any, test: Any, given: Any) -> Any:
+    """Names of classes as given, else those of the `Dataset` of the training images; None where it has none.
 
     Raises:
         ValueError: that of the test images has others, or another order: a label would mean two things.
@@ -110,7 +110,7 @@ def class_names(name: str, train: Any, test: Any) -> Any:
     known = [[*map(str, names)] for names in own if isinstance(names, Iterable)]
     if len(known) == 2 and known[0] != known[1]:
         raise ValueError(f"{name}: train and test must have the same classes in the same order, got {known}.")
-    return own[0]
+    return own[0] if given is None else given
 
 
 def check_images(what: str, images: Tensor, count: int) -> None:

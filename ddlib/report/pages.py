@@ -144,7 +144,7 @@ class Report:
         for name, folder in folders.items():
             table, times = (self.csv(f"{folder}/{file}.csv") for file in ("what_pays_table", "times"))
             gains = times[times["strategy"] == "cnn-dnn"].drop(columns=["strategy", "work"])
-            both = table.query("overlap > 0 and not coarse").merge(gains, on=["overlap", "width", "coarse"])
+            both = table.query("overlap > 0 and not coarse").merge(gains, on=["grid", "overlap", "width", "coarse"])
             for row in both.to_dict("records"):
                 numbers = [number(row.get(key, np.nan)) for key in (*shown, "above", "above, clock")]
                 cells = [name, f"{row['width']} ({number(row['work'], 2)})", *numbers]
