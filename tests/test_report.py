@@ -209,6 +209,16 @@ def test_scores_of_two_classes():
     assert report.scores([record_of({"global": 0.5})]).empty
 
 
+def test_a_training_that_ran_twice_is_one_record_of_all_its_strategies():
+    runs = [{"global": 0.9, "vote": 0.7}, {"global": 0.9, "average": 0.8}, {"global": 0.8, "average": 0.8}]
+    one, more, other = map(record_of, runs)
+    more.rows[0]["seconds"] = 1 + one.rows[0]["seconds"]  # a clock tells no training apart
+    (both,) = records.once([one, more])
+    assert both.frame().set_index("strategy")["test_accuracy"].to_dict() == {"global": 0.9, "vote": 0.7, "average": 0.8}
+    with pytest.raises(ValueError, match="two different records are called"):
+        records.once([one, more, other])
+
+
 def test_folders_that_are_not_there(tmp_path):
     one = record_of({"global": 0.9}).save(tmp_path / "one")
     record_of({"global": 0.9}).save(tmp_path / "same")

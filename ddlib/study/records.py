@@ -198,13 +198,28 @@ def load_all(folder: str | Path) -> list[Record]:
 
 
 def once(found: Iterable[Record]) -> list[Record]:
-    """Each point once.  Two records of it that differ are a ValueError, which names both files."""
+    """Each point once; of two records that agree in all that both have, the second adds its other strategies.
+
+    Raises:
+        ValueError: two of a point that differ; both files are named.
+    """
     first: dict[str, Record] = {}
     for record in found:
-        if (known := first.setdefault(record.name, record)).rows != record.rows:
-            both = f"{known.path} and {record.path}"
-            raise ValueError(f"two different records are called {record.name}: {both}; move one of them away.")
+        known = first.get(record.name)
+        first[record.name] = record if known is None else _together(known, record)
     return list(first.values())
+
+
+def _together(known: Record, other: Record) -> Record:
+    shared = {*known.strategies} & {*other.strategies}
+    figures = [
+        [{**row, "seconds": None} for row in sorted(record.only(shared).rows, key=str)] for record in (known, other)
+    ]
+    if not shared or figures[0] != figures[1]:
+        both = f"{known.path} and {other.path}"
+        raise ValueError(f"two different records are called {known.name}: {both}; move one of them away.")
+    more = [row for row in other.rows if row["strategy"] not in shared]
+    return replace(known, rows=[*known.rows, *more], arrays={**other.arrays, **known.arrays}) if more else known
 
 
 def gather(source: str | Path | Iterable[Record]) -> "pd.DataFrame":
