@@ -17,13 +17,14 @@ import itertools
 import math
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ def run(
         print(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
     if executor is None:
         jobs = checks.integer("jobs", jobs, 1)
-        executor = ThreadPoolExecutor(jobs) if notebooks else ProcessPoolExecutor(jobs, get_context("spawn"))
+        workers = (jobs, get_context("spawn"), _end_with_the_sweep)
+        executor = ThreadPoolExecutor(jobs) if notebooks else ProcessPoolExecutor(*workers)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // jobs)))  # of the kernels, by what is ours
     tasks: dict[Future, int] = {}
     chosen = frame.index if force else frame.index[frame["reason"] == "new"]
@@ -208,15 +210,34 @@ def run_point(point: Point, parameters: dict[str, Any] | None, deadline: float, 
         return execute(point.notebook, executed, parameters, deadline=deadline)
 
 
+class _MinutesOver(KeyboardInterrupt):
+    """What the alarm raises: like Ctrl-C, nothing takes it for an error of its own."""
+
+
+def _ring(*_: Any) -> None:
+    raise _MinutesOver
+
+
+def _end_with_the_sweep() -> None:
+    """A worker ends at Ctrl-C, and when its parent ends, however that does: else it would go on to further points."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _train(point: Point, deadline: float, reuse: bool) -> str:
     """Alone in its process, which the alarm interrupts; each training goes on from its last epoch the next time."""
     timed = deadline < math.inf
     try:
         if timed:
-            signal.signal(signal.SIGALRM, signal.default_int_handler)  # a KeyboardInterrupt, as Ctrl-C is
+            signal.signal(signal.SIGALRM, _ring)
             signal.setitimer(signal.ITIMER_REAL, max(deadline - time.time(), 0.001))
         point.experiment.run(point.output, reuse=reuse, progress=False)
-    except KeyboardInterrupt:
+    except _MinutesOver:
         return LEFT
     except Exception as error:
         return f"{type(error).__name__}: {error}"
