@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import click
 
@@ -91,23 +92,27 @@ def coherent(config: str) -> None:
 
 @commands.command()
 @click.argument("folders", nargs=-1)
-@click.option("--output", default="results/report", help="Default: results/report.")
+@click.option("--output", help="Default: results/report, or of FOLDERS of your own, report in the first of them.")
 @click.option("--plan", help="What was to be run, to say what is missing; by default the committed plans.")
 @click.option("--dataset", default="cifar10", help="Of the plots (default cifar10).")
 @click.option("--backbone", default="vgg9", help="Of the plots (default vgg9).")
-def report(folders: Sequence[str], output: str, plan: str | None, dataset: str, backbone: str) -> None:
+def report(folders: Sequence[str], output: str | None, plan: str | None, dataset: str, backbone: str) -> None:
     """Tables, figures and verdicts from the records below FOLDERS, by default the committed ones: ddlib report"""
     from ._internal import files
-    from .report import tables
+    from .report import pages, tables
     from .study import parameters, sweep
 
     notebook = parameters.notebooks_folder() / "05_report.ipynb"
-    folders = [str(parameters.here_or_below(folder)) for folder in folders] or list(tables.FOLDERS)
-    there = sorted({f"{r.parameters['dataset']} with {r.parameters['backbone']}" for r in tables.read(folders)})
+    own = [str(parameters.here_or_below(folder)) for folder in folders] or None
+    place = Path(output or (own and Path(own[0]) / "report") or pages.REPORT)
+    if own and place.resolve() == parameters.resolve(pages.REPORT).resolve():
+        raise ValueError(f"{place} is the report of the committed records: give another --output for those of FOLDERS.")
+    found = tables.read(own or tables.FOLDERS)
+    there = sorted({f"{r.parameters['dataset']} with {r.parameters['backbone']}" for r in found})
     if f"{dataset} with {backbone}" not in there:
         raise ValueError(f"there are no records of {dataset} with {backbone}, but of {', '.join(there) or 'nothing'}.")
-    place = files.writable_folder(output).absolute()
-    given = {"folders": folders, "dataset": dataset, "backbone": backbone, "output": str(place)}
+    place = files.writable_folder(place).absolute()
+    given = {"folders": own, "dataset": dataset, "backbone": backbone, "output": str(place)}
     given |= {"plan": [str(parameters.read_yaml(plan)[0])]} if plan else {}
     if reason := sweep.execute(notebook, place / "report.ipynb", given):
         raise RuntimeError(f"{reason} (see {place / 'report.ipynb'})")

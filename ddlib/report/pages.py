@@ -14,6 +14,7 @@ from .figures import named
 from .tables import POINT, over_seeds
 from .verdicts import mean_of, parts_of, place, problem, usual
 
+REPORT = "results/report"  # of the committed records, whose tables the pages tell
 TEMPLATES = "docs/templates"  # NAME.md.j2 there makes docs/NAME.md, README.md.j2 the README
 
 
@@ -237,10 +238,9 @@ def page_of(name: str) -> Path:
 
 
 def write(folder: Path) -> list[Path]:
-    """Render every page of `TEMPLATES`."""
-    written = []
-    for template in sorted(resolve(TEMPLATES).glob("*.md.j2")):
-        name = template.name.removesuffix(".md.j2")
-        written.append(page_of(name))
-        written[-1].write_text(render(name, folder), encoding="utf-8")
-    return written
+    """Render every page of `TEMPLATES`, and then write them: all, or none where one cannot be rendered."""
+    names = [template.name.removesuffix(".md.j2") for template in sorted(resolve(TEMPLATES).glob("*.md.j2"))]
+    pages = {page_of(name): render(name, folder) for name in names}
+    for page, text in pages.items():
+        page.write_text(text, encoding="utf-8")
+    return [*pages]

@@ -15,7 +15,7 @@ from .._internal import checks, files
 from ..data.sets import DATASETS
 from ..decomposition import Decomposition
 from ..images import ImageSet
-from ..strategies import STRATEGIES
+from ..strategies import STRATEGIES, Strategy
 from .experiment import Experiment
 from .records import Record, gather, key
 from .settings import number
@@ -314,6 +314,7 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     Raises:
         AssertionError: a test accuracy lies further off; the message lists the rows.
         FileNotFoundError: the reference is not there.
+        ValueError: it is no table of records.
     """
     import pandas as pd
 
@@ -321,6 +322,8 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
     if not path.exists():
         raise FileNotFoundError(f"there is no table and no folder of records {path}.")
     known = pd.read_csv(path) if path.is_file() else gather(path)
+    if lacking := [name for name in ("record", "strategy", "test_accuracy") if name not in known]:
+        raise ValueError(f"{reference} is no table of records: it has no column {lacking[0]!r}.")
     if not set(frame["record"]) <= set(known["record"]):
         print(f"No reference for these parameters in {reference}.")
         return False
@@ -332,7 +335,8 @@ def agrees(frame: "pd.DataFrame", reference: str | Path, tolerance: float) -> bo
         both = both[both["reference"].notna()]
         if both.empty:
             return False
-    allowed = [tolerance * (1 + STRATEGIES[strategy].several) for strategy in both.index.get_level_values("strategy")]
+    rows = (STRATEGIES.get(name, Strategy) for name in both.index.get_level_values("strategy"))  # or one's own
+    allowed = [tolerance * (1 + row.several) for row in rows]
     far = both[~((both["found"] - both["reference"]).abs() <= allowed)]
     if not far.empty:
         raise AssertionError(f"differs from {reference}:\n{far}")

@@ -16,6 +16,7 @@ import ast
 import itertools
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -95,6 +96,8 @@ def _expand(block: dict[str, Any], path: Path) -> Iterator[Point]:
     usual = {k: ast.literal_eval(p["default"]) for k, p in papermill.inspect_notebook(str(notebook)).items()}
     if "strategies" not in usual:
         raise ValueError(f"notebook {notebook.stem!r} of {path} makes no records of points.")
+    if "remedies" in usual:  # its points are these parameters by each remedy, with and without augmentation
+        raise ValueError(f"notebook {notebook.stem!r} of {path} makes several records of a point: run it by papermill.")
     parameters = spelled(block["parameters"], usual)
     for key in parameters:
         checks.one_of(f"parameter of {notebook.stem}", key, usual)
@@ -254,7 +257,7 @@ def execute(
     again: bool = True,
     deadline: float = math.inf,
 ) -> str:
-    """Run a notebook, quietly; why it failed, the error's name and value, or an empty text."""
+    """Run a notebook, quietly; why it failed, the error's name and value, or its line, or an empty text."""
     os.environ["DDLIB_PROGRESS"] = "0"
     quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=CRITICAL"]}
     if deadline < math.inf:
@@ -266,7 +269,10 @@ def execute(
             return execute(notebook, executed, parameters, again=False, deadline=deadline)
         if deadline < math.inf and isinstance(error, TimeoutError):  # what fails by itself has failed, however late
             return LEFT
-        return f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+        told = str(getattr(error, "evalue", error)).strip()
+        lines = re.findall(r"^-+> \d+ +(.+)$", str(error), re.M)  # that its traceback points at
+        told = told or (f"in the line '{lines[-1]}'" if lines else "it gives no reason")
+        return f"{getattr(error, 'ename', type(error).__name__)}: {told}"
     return ""
 
 

@@ -33,7 +33,7 @@ def seconds(history: "pd.DataFrame", strategy: str, parallel: bool = False) -> f
     `parallel` counts, for networks that were trained apart, the longest alone, as N workers would need it; NaN where
     they were trained together (fused), since none was timed alone.  Without it, NaN where ranks shared a training.
     """
-    needed, stage = STRATEGIES[strategy].trainings, history["stage"]
+    needed, stage = STRATEGIES[checks.one_of("strategy", strategy, STRATEGIES)].trainings, history["stage"]
     own = history[stage.isin(needed) | (stage.str.contains("fold") & bool(set(HEADS) & set(needed)))]
     if not parallel:
         return float("nan") if np.any(own.get("ranks", 1) > 1) else float(own["seconds"].sum())
