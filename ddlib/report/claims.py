@@ -5,7 +5,7 @@ A row is one comparison at one point of a table.  Everything is drawn from recor
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -91,6 +91,7 @@ CHOICES = (
     ("short training → 150 epochs", "regime", "short", "long"),
 )
 LEVEL = 1.0  # points: what is called level lies within that much on either side (ours)
+PATH = re.compile(r'\bpath=("[^"]*"|\S+)')  # a folder of images, among the options of its data set
 LONG = 150  # epochs, P1's number: its regime begins here, what is shorter is the short one
 
 
@@ -132,11 +133,18 @@ def _row(asked: Comparison, pairs: Sequence[tuple[Record, Record]]) -> Row:
     size = first.parameters.get("train_size")
     about = {name: getattr(asked, name) for name in COMPARED}
     about |= {"metric": "AUC" if area else "accuracy", **point(first), "n": len(pairs)}
-    about["problem"] = about["dataset"] + (f", {size} images" if size else "")
+    about["source"] = source(about)
+    about["problem"] = about["source"] + (f", {size} images" if size else "")
     about["regime"] = "short" if about["epochs"] < LONG else "long"
     about["parts"], about["way"] = _parts(first), way(about["variant"]) or "default"
     about["in accuracy"] = 100 * float(np.mean(right))
     return Row.of(about | {"comparison": asked}, gaps, first.arrays["labels"] if area else None)
+
+
+def source(row: Mapping[str, Any]) -> str:
+    """Where the images of a row with `POINT` are from: its data set, and of a folder of one's own its path."""
+    folder = PATH.search(row["variant"])
+    return row["dataset"] + (f" {folder[0]}" if folder else "")
 
 
 def _parts(record: Record) -> str:
@@ -175,8 +183,9 @@ def as_table(rows: Sequence[Row]) -> "pd.DataFrame":
     """A row a comparison and point, with its verdict.
 
     Columns: `COMPARED`, metric (AUC on data of two classes where both have it, else accuracy), problem (the data set,
-    and how many training images where not all), `POINT`, regime, parts, way, n seeds, the difference in accuracy
-    whatever the metric, those of `effect`, and adjusted p: for the rows of a claim (Benjamini and Hochberg 1995).
+    its folder if it is one's own, and how many training images where not all), `POINT`, regime, parts, way, n seeds,
+    the difference in accuracy whatever the metric, those of `effect`, and adjusted p: for the rows of a claim
+    (Benjamini and Hochberg 1995).
 
     *ahead* and *behind* have an adjusted p of at most 0.05; of the others those whose 90 % interval lies within
     ±`LEVEL` are *level*, the rest *open*.  Rows of fewer than three seeds are open, whatever their interval.

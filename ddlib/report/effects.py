@@ -15,7 +15,7 @@ class Row:
     """A comparison of strategies a and b at one point.
 
     Attributes:
-        about: the columns of a table that name the row, `comparison` and `SET` among them.
+        about: the columns of a table that name the row, `comparison`, `SET` and `source`, of its images, among them.
         by_seed: a − b in points, (seeds,).
         images: `influence` of the test images, the mean of the seeds, (images,).
         noise: of the variance that the images leave in the mean difference, how much is single images in single seeds:
@@ -144,7 +144,7 @@ def effect(rows: Sequence[Row]) -> dict[str, float]:
 
     parts = [_seeds(group, len(rows)) for group in grouped(rows, lambda row: row.about["problem"]).values()]
     seeds = sum(variance for variance, _ in parts)
-    for group in grouped(rows, lambda row: (row.about["dataset"], len(row.images))).values():
+    for group in grouped(rows, lambda row: (row.about["source"], len(row.images))).values():
         parts.append(_images(group, len(rows)))
     variance = sum(variance for variance, _ in parts)
     freedom = variance**2 / sum(doubt for _, doubt in parts)

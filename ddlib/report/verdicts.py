@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .claims import COMPARED, WORDS, way
+from .claims import COMPARED, WORDS, source, way
 from .figures import COLOURS, OTHER, cut, named
 
 # regimes differ by marker, so that grey print tells them apart
@@ -18,16 +19,18 @@ REGIMES = {"short": ("o", "short training"), "long": ("s", "150 epochs or more")
 
 
 def problem(name: str) -> str:
-    """A problem in words: "CIFAR-10 (20,000 images)"."""
-    dataset, _, images = name.partition(", ")
-    return named(dataset) + (f" ({int(images.split()[0]):,} images)" if images else "")
+    """A problem in words: "CIFAR-10 (20,000 images)"; a folder of images by its name: "image_folder photos"."""
+    found = re.fullmatch(r'(.*?)(?: path="?(.*?)"?)?(?:, (\d+) images)?', name, re.DOTALL)
+    dataset, folder, images = found.groups()
+    words = named(dataset) + (f" {Path(folder).name}" if folder else "")
+    return words + (f" ({int(images):,} images)" if images else "")
 
 
 def parts_of(row: Mapping[str, Any]) -> list[str]:
     """The pieces of `place`: problem, backbone, decomposition, epochs, and how the method was varied."""
     split, size = (re.search(rf"{name}=(\d+)", row["variant"]) for name in ("channel_parts", "train_size"))
     parts = f"P = {split[1]}" if split else cut(row["grid"], row["overlap"])
-    words = [problem(row["dataset"] + (f", {size[1]} images" if size else ""))]
+    words = [problem(source(row) + (f", {size[1]} images" if size else ""))]
     return [*words, f"{named(row['backbone'])} ({row['width']})", parts, f"{row['epochs']} epochs", way(row["variant"])]
 
 
