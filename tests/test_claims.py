@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import RECORDED, record_of
+from jinja2 import UndefinedError
 from scipy.stats import false_discovery_control, t
 from sklearn.metrics import roc_auc_score
 
+from ddlib.data import sets
 from ddlib.report import claims, effects, pages, verdicts
 from ddlib.report import tables as report
 from ddlib.study import sweep
@@ -67,6 +69,20 @@ def test_few_seeds_are_open_and_a_part_of_the_training_images_is_a_problem_of_it
     assert np.isnan(alone["low"])  # nobody knows how seeds differ
     with_others = judge([*few, record_of({"cnn-dnn": 0.9, "average": 0.5}, overlap=2)])
     assert with_others["low"].notna().all()
+
+
+def test_two_folders_of_images_are_two_problems_that_share_no_test_image():
+    """Also where the folders have one name."""
+    paths = ("/data/a b/photos", "/data/c/photos")
+    options = [sets.written("image_folder", {"path": path, "size": 16}) for path in paths]
+    given = [{"dataset": "image_folder", "options": text, "seed": seed} for text in options for seed in range(3)]
+    rows = claims.compare([record_of({"cnn-dnn": 0.9, "average": 0.8}, **point) for point in given])
+    table = claims.as_table(rows)
+    assert table["problem"].tolist() == ['image_folder path="/data/a b/photos"', "image_folder path=/data/c/photos"]
+    one, both = effects.effect(rows[:1])["image error"], effects.effect(rows)["image error"]
+    assert both == pytest.approx(one / 2**0.5)
+    assert [verdicts.parts_of(row)[0] for row in table.to_dict("records")] == 2 * ["image_folder photos"]
+    assert verdicts.problem("image_folder path=/x/eyes, 2000 images") == "image_folder eyes (2,000 images)"
 
 
 def test_what_is_within_a_point_is_level_but_for_what_is_decidedly_ahead_or_behind():
@@ -225,7 +241,7 @@ def row_of(by_seed, images=400, error=0.0, generator=None, **about):
     """A row with these differences, in points, and images that leave this error."""
     shared = (generator or np.random.default_rng(0)).normal(size=images)
     shared *= error * images / np.sqrt((shared**2).sum())
-    about = {"comparison": "C1", "problem": "a", "dataset": "a", "epochs": 1, "backbone": "", "width": 1} | about
+    about = {"comparison": "C1", "problem": "a", "source": "a", "epochs": 1, "backbone": "", "width": 1} | about
     return effects.Row({"augment": "yes"} | about, np.array(by_seed, float), shared, 0.0)
 
 
@@ -270,7 +286,7 @@ def test_rows_of_the_same_global_cnns_count_as_one_set():
 
 def test_images_are_shared_within_a_data_set():
     same = [row_of([0, 0.1, 0.2], error=1.0, epochs=k) for k in range(4)]
-    other = [row_of([0, 0.1, 0.2], error=1.0, epochs=k, dataset=str(k)) for k in range(4)]
+    other = [row_of([0, 0.1, 0.2], error=1.0, epochs=k, source=str(k)) for k in range(4)]
     for rows, error in ((same, 1.0), (other, 0.5)):
         effects.moderate(rows)
         assert effects.effect(rows)["image error"] == pytest.approx(error, rel=0.01)
@@ -280,7 +296,7 @@ def test_images_are_shared_within_a_data_set():
 def test_of_equal_strategies_one_row_in_twenty_is_told_apart_before_the_correction(seeds, noise):
     """Whichever is larger: the spread of the seeds, of the images, or of single images in single seeds."""
     generator, wrong, over = np.random.default_rng(0), [], []
-    about = {"comparison": "C1", "problem": "a", "dataset": "a", "backbone": "", "width": 1, "augment": "yes"}
+    about = {"comparison": "C1", "problem": "a", "source": "a", "backbone": "", "width": 1, "augment": "yes"}
     for _ in range(200):
         images, rows = 0.2 * generator.normal(size=300), []
         for k in range(6):
@@ -404,6 +420,17 @@ def test_differences_in_words():
     assert pages.spoken(ends | {"verdict": "open"}) == "−1.2 [−2.1, 0.0] (open)"
     assert pages.spoken(ends, signed=True) == "−1.2 [−2.1, 0.0]"
     assert pages.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_no_page_is_written_where_one_cannot_be_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "resolve", lambda path: tmp_path / path)
+    monkeypatch.setattr(pages, "Report", lambda folder: None)
+    (tmp_path / pages.TEMPLATES).mkdir(parents=True)
+    (tmp_path / pages.TEMPLATES / "a.md.j2").write_text("a")
+    (tmp_path / pages.TEMPLATES / "b.md.j2").write_text("{{ unknown }}")
+    with pytest.raises(UndefinedError):
+        pages.write(tmp_path)
+    assert not (tmp_path / "docs/a.md").exists()
 
 
 def test_the_pages_are_those_that_the_report_renders():

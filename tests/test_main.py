@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,11 @@ def test_compare(tmp_path, capsys, accuracy, code):
     assert ("differs from" in told.err) == (code == 1)
 
 
+def test_compare_needs_no_strategy_to_be_registered_here(tmp_path):
+    record_of({"median": 0.9}).save(tmp_path)
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 0
+
+
 @pytest.mark.parametrize("switch", ["-O", "-OO"])
 def test_compare_disagrees_also_without_asserts_and_docstrings(tmp_path, switch):
     run, reference = kept(tmp_path / "run", 0.1), kept(tmp_path / "reference", 0.95)
@@ -51,6 +57,8 @@ def test_compare_needs_records_on_both_sides(tmp_path, capsys):
     for given in ([str(missing), known], [known, str(missing)]):
         assert main(["compare", *given]) == 2
         assert f"{missing}." in capsys.readouterr().err
+    assert main(["compare", known, "results/quick/ties.csv"]) == 2
+    assert "results/quick/ties.csv is no table of records: it has no column 'record'." in capsys.readouterr().err
     assert main(["rerun", str(missing)]) == 2
     assert f"there is no folder {missing}, neither here" in capsys.readouterr().err
 
@@ -81,6 +89,7 @@ def test_datasets_are_listed_with_source_and_licence(tmp_path, capsys, monkeypat
         (["report", "missing"], "there is no folder"),
         (["report", "results/bench"], "there are no records of cifar10 with vgg9, but of nothing"),
         (["report", "results/quick", "--dataset", "digit"], "no records of digit with vgg9, but of digits with vgg9"),
+        (["report", "results", "--dataset", "digits"], "results/report is the report of the committed records: give"),
         (["swep"], "No such command 'swep'"),
     ],
 )
@@ -138,6 +147,20 @@ def test_report_draws_tables_and_figures_from_records(tmp_path, capfd, monkeypat
     assert {"C1", "C2", "C3", "C5", "C6"} <= set(claims["claim"])
     assert (output / "figures" / "accuracy_over_cost.png").exists()
     assert "the executed notebook" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_records_of_channels_alone_and_of_own_images_are_reported_in_their_folder(tmp_path):
+    """No committed page is written."""
+    shutil.copytree(ROOT / "results/channels", tmp_path / "channels")
+    own = replace(ddlib.load_dataset("digits").few(80), name="mine")
+    point = ddlib.Experiment(own, width=4, epochs=1, batch_size=20, strategies=("global", "local", "average"))
+    point.record(tmp_path / "own", progress=False)
+    before = (ROOT / "README.md").stat().st_mtime_ns
+    for folder, given, plotted in (("channels", [], False), ("own", ["--dataset", "mine"], True)):
+        assert main(["report", str(tmp_path / folder), *given]) == 0
+        assert (tmp_path / folder / "report/figures/subdomains_and_overlap.png").exists() == plotted
+    assert (ROOT / "README.md").stat().st_mtime_ns == before
 
 
 def test_doctor_says_what_a_bug_report_needs(capsys, monkeypatch, tmp_path):

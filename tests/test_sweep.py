@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import ALONE, hears_interrupts, wait_for
 from nbclient.exceptions import CellTimeoutError
+from papermill.exceptions import PapermillExecutionError
 
 from ddlib.__main__ import main
 from ddlib._internal.files import load_tensors
@@ -60,6 +61,7 @@ def test_a_plan_may_say_grid_or_grids(tmp_path: Path):
         (f"{PLAN} {{dataset: tf_flowers, grids: [2x2], options: size=-3}}", "size must be a whole number ≥ 1, got -3"),
         (f"{PLAN} {{grids: [regions]}}", "has no named regions"),
         ("notebook: 00_quickstart\noutput: x\nparameters: {}", "notebook '00_quickstart' of"),
+        ("notebook: 08_regimes\noutput: x\nparameters: {}", "makes several records of a point"),
         ("- a\n- b", "a plan is a mapping"),
         ("blocks: []", "a plan is a mapping"),
         (f"{PLAN} {{grids: [2x2], seeds: []}}", "seeds must name at least one value, got none"),
@@ -166,7 +168,15 @@ def test_a_kernel_whose_ports_were_taken_is_started_again(monkeypatch, tmp_path)
     assert not told
 
 
-@pytest.mark.parametrize(("error", "told"), [(CellTimeoutError("late"), sweep.LEFT), (KeyError(1), "KeyError: 1")])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (CellTimeoutError("late"), sweep.LEFT),
+        (KeyError(1), "KeyError: 1"),
+        (PapermillExecutionError(0, 1, "", "IndexError", "", ["----> 2 a[5]"]), "IndexError: in the line 'a[5]'"),
+        (IndexError(), "IndexError: it gives no reason"),
+    ],
+)
 def test_a_notebook_that_fails_after_the_minutes_has_failed(monkeypatch, tmp_path, error, told):
     def run(*_, **__):
         raise error
@@ -176,9 +186,10 @@ def test_a_notebook_that_fails_after_the_minutes_has_failed(monkeypatch, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_ends_at_once_with_its_kernel(tmp_path: Path):
+@pytest.mark.parametrize("how", [[], ["--without-notebooks"]])
+def test_an_interrupted_sweep_ends_at_once_with_its_kernel_or_worker(tmp_path: Path, how: list[str]):
     path = plan_file(tmp_path, TINY.replace("epochs: 1", "epochs: 60", 1) + ", grids: [2x2], precision: fp32")
-    command = [sys.executable, "-m", "ddlib", "sweep", str(path)]
+    command = [sys.executable, "-m", "ddlib", "sweep", str(path), *how]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ALONE, preexec_fn=hears_interrupts)
     checkpoints = tmp_path / "out" / "checkpoints"
     wait_for(lambda: list(checkpoints.glob("local-*.pt")))
@@ -192,7 +203,7 @@ def test_an_interrupted_sweep_ends_at_once_with_its_kernel(tmp_path: Path):
     reached = len(load_tensors(kept)["history"])
     assert reached < 60
     time.sleep(1)
-    assert len(load_tensors(kept)["history"]) == reached, "the kernel ended with the sweep"
+    assert len(load_tensors(kept)["history"]) == reached, "the kernel or worker ended with the sweep"
     assert not list((tmp_path / "out").glob("*.json"))
 
 

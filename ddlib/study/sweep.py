@@ -172,8 +172,7 @@ def run(
         print(f"On record, but figures would differ now (--force runs them again): {', '.join(outdated)}")
     if executor is None:
         jobs = checks.integer("jobs", jobs, 1)
-        workers = (jobs, get_context("spawn"), _end_with_the_sweep)
-        executor = ThreadPoolExecutor(jobs) if notebooks else ProcessPoolExecutor(*workers)
+        executor = ThreadPoolExecutor(jobs) if notebooks else _processes(jobs)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // jobs)))  # of the kernels, by what is ours
     tasks: dict[Future, int] = {}
     chosen = frame.index if force else frame.index[frame["reason"] == "new"]
@@ -230,6 +229,10 @@ def _end_with_the_sweep() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _processes(jobs: int) -> Executor:
+    return ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_the_sweep)
 
 
 def _train(point: Point, deadline: float, reuse: bool) -> str:
