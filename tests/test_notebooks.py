@@ -133,7 +133,7 @@ def until_the_check(path: Path, monkeypatch: pytest.MonkeyPatch, injected: str) 
 
 
 WRONG = {
-    "dataset": ("'digit'", "Did you mean 'digits'"),
+    "dataset": ("'cifar1'", "Did you mean 'cifar10'"),
     "grid": ("'2y2'", "'2y2'"),
     "grids": ("'2x2 2y2'", "'2y2'"),
     "epochs": ("0", "epochs must be a whole number ≥ 1, got 0"),
