@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import files
 
 ADDRESS = " at 0x[0-9a-f]+"
+VALUES = (str, bytes, int, float, complex, types.NoneType)
 OF_MODULES = {*vars(nn.Module())}  # hooks, modes and the like
 
 
@@ -71,14 +72,18 @@ def print_of(thing: Any) -> str:
     return f"{name_of(thing)} {hashlib.sha256(_made_of(thing).encode()).hexdigest()[:8]}"
 
 
-def _made_of(thing: Any, depth: int = 0) -> str:
+def _made_of(thing: Any, seen: dict[int, Any] | None = None) -> str:
     """Code, defaults, closure and attributes, and what these are made of; not globals, nor weights, which change."""
+    seen = {} if seen is None else seen
 
     def parts(*several: Any) -> str:
-        return f"{name_of(thing)}({', '.join(_made_of(part, depth + 1) for part in several)})"
+        return f"{name_of(thing)}({', '.join(_made_of(part, seen) for part in several)})"
 
-    if depth > 6:  # or a part of itself
+    if isinstance(thing, VALUES):
+        return repr(thing)
+    if id(thing) in seen or len(seen) > 1000:  # a part of itself, or of two; or a whole world
         return name_of(thing)
+    seen[id(thing)] = thing
     match thing:
         case types.FunctionType():
             cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != types.CellType()]
@@ -98,7 +103,7 @@ def _made_of(thing: Any, depth: int = 0) -> str:
         case dict():
             return parts(*sorted(thing.items(), key=str))
         case set() | frozenset():
-            return f"{name_of(thing)}{sorted(map(_made_of, thing))}"
+            return f"{name_of(thing)}{sorted(_made_of(part) for part in thing)}"
         case nn.Module():  # a loss, say; one with weights is a network, and counts by its layers
             own = {name: value for name, value in vars(thing).items() if name not in OF_MODULES}
             learns = next(thing.parameters(), None) is not None
