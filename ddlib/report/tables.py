@@ -207,9 +207,11 @@ def costs(found: Iterable[Record], times: "pd.DataFrame | None" = None) -> "pd.D
                 options = [o for o in record.variant.split() if not o.startswith(("channel_parts", "samples"))]
                 row |= {"grid": "1x1", "overlap": 0, "settings": "", "variant": " ".join(options)}
             rows.append(row)
-    about = [name for name in rows[0] if name not in ("one machine", "parallel")] if rows else []
+    if not rows:
+        return pd.DataFrame()
+    about = [name for name in rows[0] if name not in ("one machine", "parallel")]
     # the global CNN of a seed may stand in several records: its seconds are their mean
-    return pd.DataFrame(rows).groupby(about, sort=False, dropna=False).mean().reset_index() if rows else pd.DataFrame()
+    return pd.DataFrame(rows).groupby(about, sort=False, dropna=False).mean().reset_index()
 
 
 def pareto(costs: "pd.DataFrame", by: str = "one machine") -> "pd.DataFrame":

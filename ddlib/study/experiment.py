@@ -113,14 +113,15 @@ class Experiment(Settings):
             except (FileNotFoundError, ImportError):  # they cannot be read on this machine
                 images[point] = {}
         was = record.provenance
-        for what in [w for w, now in images[point].items() if was.get(w, now) != now]:
-            values = f"{what} {was[what]!s:.32}, now {images[point][what]!s:.32}"
-            told = f"the images of {self.dataset} have changed since {record.name} was recorded ({values})"
-            if entry.exact:
-                raise ValueError(f"{told}: give another output folder, or move the record away.")
-            warnings.warn(f"{told}, or were made with other rounding on another kind of processor.", stacklevel=4)
-            images[point] = {}  # told once
-            break
+        changed = [what for what, now in images[point].items() if was.get(what, now) != now]
+        if not changed:
+            return
+        values = f"{changed[0]} {was[changed[0]]!s:.32}, now {images[point][changed[0]]!s:.32}"
+        told = f"the images of {self.dataset} have changed since {record.name} was recorded ({values})"
+        if entry.exact:
+            raise ValueError(f"{told}: give another output folder, or move the record away.")
+        warnings.warn(f"{told}, or were made with other rounding on another kind of processor.", stacklevel=4)
+        images[point] = {}  # told once
 
 
 def records_of(

@@ -61,8 +61,6 @@ def points(strategies: str, needs: str = "", single: bool = False, **given: Any)
         if isinstance(grid := given.get("grid"), (list, tuple)) and all(isinstance(part, int) for part in grid):
             given["grid"] = [grid]  # (2, 2) is one grid
         given = spelled(given, LISTS)
-        if both := [f"{many} and {one}" for many, one in LISTS.items() if {many, one} <= {*given}]:
-            raise ValueError(f"{both[0]} are the same parameter: give one of them.")
         lists = {name: values(many, given.pop(many)) for many, name in LISTS.items() if many in given}
         for name, several in lists.items():
             if single and len(several) > 1:
@@ -93,15 +91,12 @@ def spelled(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """`given` by the names that are `known`, where the other of two `SPELLINGS` was used.
 
     Raises:
-        ValueError: both were.
+        ValueError: one of `LISTS` was given under both its names.
     """
-    found: dict[str, Any] = {}
-    for name, value in given.items():
-        own = SPELLINGS[name] if name not in known and SPELLINGS.get(name) in known else name
-        if own in found:
-            raise ValueError(f"{own} and {SPELLINGS[own]} are the same parameter: give one of them.")
-        found[own] = value
-    return found
+    if both := [f"{many} and {one}" for many, one in LISTS.items() if {many, one} <= {*given}]:
+        raise ValueError(f"{both[0]} are the same parameter: give one of them.")
+    other = {name for name in given if name not in known and SPELLINGS.get(name) in known}
+    return {SPELLINGS[name] if name in other else name: value for name, value in given.items()}
 
 
 def at_hand(point: Experiment) -> ImageSet | None:
