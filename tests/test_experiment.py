@@ -688,6 +688,9 @@ def test_images_that_changed_behind_a_registered_name_are_noticed_where_they_are
         register(other)
         with pytest.raises(ValueError, match="the images of mine have changed since"):
             again()
+    register(halves, flip_axes=[0])
+    with pytest.raises(ValueError, match=r"the images of mine have changed .* \(flip_axes \[\], now \[0\]\)"):
+        again()
     register(changed, exact=False)
     with pytest.warns(UserWarning, match="other rounding") as told:
         assert [record.rows for record in again()] == kept
@@ -695,3 +698,18 @@ def test_images_that_changed_behind_a_registered_name_are_noticed_where_they_are
     for elsewhere in ({"halves": None}, {"halves": changed, "places": {"nowhere": None}}):
         register(**elsewhere)
         assert [record.rows for record in again()] == kept
+
+
+def test_regions_that_changed_behind_a_registered_name_are_noticed_by_what_is_cut_by_them(tiny, tmp_path, monkeypatch):
+    def register(middle):
+        regions = {"left": ((0, 12), (0, middle)), "right": ((0, 12), (middle, 12))}
+        monkeypatch.setitem(DATASETS, "mine", made_up(tiny, regions=regions))
+
+    small = SMALL | {"dataset": "mine", "strategies": ("local",), "epochs": 1, "overlap": 0}
+    register(6)
+    in_regions, in_windows = (Experiment(**small | {"grid": grid}) for grid in ("regions", "1x2"))
+    kept = [point.record(tmp_path, progress=False).rows for point in (in_regions, in_windows)]
+    register(5)
+    assert in_windows.record(tmp_path, progress=False).rows == kept[1]
+    with pytest.raises(ValueError, match=r"the images of mine have changed .* \(regions .*, now "):
+        in_regions.record(tmp_path, progress=False)

@@ -347,6 +347,12 @@ def cut(parts=(2, 2), seed=0):
     return local_cnns("vgg9", Decomposition.grid((12, 12), parts), channels=3, seed=seed)
 
 
+def renamed() -> nn.Module:
+    """The same windows by other names."""
+    windows = Decomposition.grid((12, 12), (2, 2))
+    return local_cnns("vgg9", replace(windows, names=("a", "b", "c", "d")), channels=3)
+
+
 def frozen() -> nn.Module:
     net = cut()
     net.networks[0].features.requires_grad_(False)
@@ -365,6 +371,7 @@ def flat(share):
 
 OTHERS = {  # another network, other images, another recipe or loss → what is told
     "windows": ({"model": lambda: cut((4, 1))}, "of other images, labels or windows"),
+    "names": ({"model": renamed}, "of other names of the windows"),
     "weights": ({"model": lambda: cut(seed=1)}, "of other initial weights"),
     "frozen": ({"model": frozen}, "of other layers, or frozen weights"),
     "layers": ({"model": other_layers}, "of other layers, or frozen weights"),

@@ -109,6 +109,8 @@ class Checkpoint:
             reason = "its recipe has " + ", ".join(f"{k} {was!r}, not {now!r}" for k, (was, now) in changed.items())
         elif other:
             reason = f"of other {other[0]}"
+        elif any(key not in saved["tensors"] for key, _ in pieces(model)):
+            reason = "of other names of the windows"
         else:
             return saved
         raise ValueError(f"{self.path} belongs to another training: {reason}; give another file, or delete this one.")

@@ -32,7 +32,7 @@ class Entry:
         options: what it takes, with the usual values; None where that is text.
         places: where it lies below the data folder → what to download for that; None where only a person can.
         flip_axes: spatial axes along which a mirrored image is as good an example.
-        regions: named windows on images of the usual shape.
+        regions: named windows on images of the usual shape, that of the option `shape` where there is one.
         exact: `read` gives the same values on every processor; False where it interpolates, say, and rounds.
     """
 
@@ -97,7 +97,8 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> I
     train, test, classes = entry.read(place, folder, **how)
     source = partial(load_dataset, name, str(folder.resolve()) if root else None, **options)
     data = image_set(name, train, test, classes, options.get("flip_axes", entry.flip_axes), source)
-    return replace(data, regions=entry.regions and _scaled(entry.regions, entry.options["shape"], data.image_shape))
+    usual = entry.options.get("shape", data.image_shape)
+    return replace(data, regions=entry.regions and _scaled(entry.regions, usual, data.image_shape))
 
 
 def _scaled(regions: Mapping[str, Bounds], usual: Sequence[int], shape: Sequence[int]) -> dict[str, Bounds]:

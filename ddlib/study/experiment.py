@@ -112,8 +112,8 @@ class Experiment(Settings):
                 images[point] = _about(self.data())
             except (FileNotFoundError, ImportError):  # they cannot be read on this machine
                 images[point] = {}
-        was = record.provenance
-        changed = [what for what, now in images[point].items() if was.get(what, now) != now]
+        was, matters = record.provenance, {"flip_axes": self.augment, "regions": self.grid == "regions"}
+        changed = [what for what, now in images[point].items() if matters.get(what, True) and was.get(what, now) != now]
         if not changed:
             return
         values = f"{changed[0]} {was[changed[0]]!s:.32}, now {images[point][changed[0]]!s:.32}"
@@ -164,6 +164,8 @@ def _about(data: ImageSet) -> dict[str, Any]:
         "image_shape": list(data.image_shape),
         "channels": data.channels,
         "classes": list(data.classes),
+        "flip_axes": list(data.train.flip_axes),
+        "regions": {name: [list(side) for side in bounds] for name, bounds in (data.regions or {}).items()},
     }
 
 

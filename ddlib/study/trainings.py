@@ -147,5 +147,7 @@ class KeptTrainings(Trainings):
             "versions": [torch.__version__, records.RESULTS],
         }
         content |= {"folds": settings.out_of_fold} if "fold" in training else {}  # of how many it is one
+        if settings.grid == "regions" and name != "global":  # which may lie where those of a grid lie
+            content |= {"regions": self.decomposition.names}
         content |= {} if self.loss is None else {"loss": checks.print_of(self.loss)}
         return records.key(content)
