@@ -12,9 +12,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from helpers import record_of
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from ddlib import Experiment, accuracy_table, epochs_to_reach, gather, interval
 from ddlib._internal.files import DamagedFile
@@ -247,6 +249,34 @@ def test_committed_tables_are_those_of_the_records_beside_them(path):
     frame = frame[frame["record"].isin(table["record"]) & frame["strategy"].isin(table["strategy"])]
     one, other = (t.set_index(rows)[figures].sort_index() for t in (table, frame))
     pd.testing.assert_frame_equal(one, other, check_index_type=False)
+
+
+@pytest.mark.parametrize("path", sorted(resolve("results/what_pays").glob("*/times.csv")), ids=lambda p: p.parent.name)
+def test_what_pays_is_judged_by_accuracy_or_of_two_classes_by_auc(path):
+    """Each value of the committed table again, from the records beside it; a vote has no AUC."""
+    table = pd.read_csv(path)
+    epochs = yaml.safe_load(resolve(f"notebooks/params/what_pays_{path.parent.name}.yaml").read_text())["epochs"]
+    found = [record for record in records.load_all(path.parent) if record.parameters["epochs"] == epochs]
+    assert set(table["metric"]) == {"AUC" if "nodules" in path.parent.name else "accuracy"}
+    for row in table.to_dict("records"):
+        place = (row["grid"], row["overlap"], row["width"].replace("proportional", ""), row["coarse"])
+        values = []
+        for record in found:
+            given, labels = record.parameters, record.arrays["labels"]
+            own = (given["grid"], given["overlap"], given.get("local_width", ""), bool(given.get("coarse")))
+            if own == place and row["strategy"] in record.strategies:
+                if row["metric"] == "AUC":
+                    values.append(roc_auc_score(labels, record.arrays[f"score/{row['strategy']}"].squeeze()))
+                else:
+                    values.append((record.predicted(row["strategy"]).squeeze() == labels).mean())
+        assert row["value"] == pytest.approx(100 * np.mean(values), abs=1e-4), row
+
+
+def test_a_difference_that_is_only_a_limit_is_told_as_one():
+    row = {"above": -0.94, "at most": True, "above, clock": math.nan, "at most, clock": True}
+    assert (pages.above(row), pages.above(row, ", clock")) == ("≤−0.9", "–")
+    assert pages.above({"above": 0.62, "at most": False}) == "0.6"
+    assert pages.above({"above": 39.5, "at most": False}) == ">10"
 
 
 def test_a_table_of_numbers_can_be_sorted():

@@ -229,30 +229,30 @@ def accuracy_over_cost(ax: Axes, costs: "pd.DataFrame", by: str, title: str = ""
     _log_x(ax)
 
 
-def time_bought(ax: Axes, times: "pd.DataFrame", curve: "pd.Series", workers: int) -> None:
-    """Accuracy in % over the work of one worker: decomposed models, and the global CNN after several lengths.
+def time_bought(ax: Axes, times: "pd.DataFrame", curves: Mapping[str, "pd.Series"], workers: int) -> None:
+    """Accuracy, or AUC, in % over the work of one worker: decomposed models, and global CNNs after several lengths.
 
     Args:
-        times: a row a run: strategy, seed, coarse, accuracy, "epochs of the global CNN", and what else tells settings.
-        curve: accuracy of the global CNN by its number of epochs: a line, and dashed, divided by `workers`.
+        times: a row a run: strategy, seed, coarse, value, "epochs of the global CNN", and what else tells settings.
+        curves: by a name, that of a global CNN over its work: a line, and dashed, the best so far, over `workers`.
     """
     work = "epochs of the global CNN"
-    settings = [column for column in times if column not in ("strategy", "seed", "accuracy", work)]
-    colour, marker = style_of("global")
-    ax.plot(curve.index, curve, marker=marker, color=colour, label="global CNN, one worker")
-    ax.plot(curve.index / workers, curve, "--", color=colour, label=f"data-parallel on {workers},\nnothing lost")
+    settings = [column for column in times if column not in ("strategy", "seed", "value", work)]
+    for (name, curve), colour in zip(curves.items(), (style_of("global")[0], "#999999"), strict=False):
+        ax.plot(curve.index, curve, marker=style_of("global")[1], color=colour, label=f"{name}, one worker")
+        label = f"data-parallel on {workers},\nnothing lost"
+        ax.plot(curve.index / workers, curve.cummax(), "--", color=colour, label=label)
     for strategy, runs in times.groupby("strategy", sort=False):
         colour, marker = style_of(strategy)
         if runs["seed"].nunique() > 1:
-            ax.plot(runs[work], runs["accuracy"], marker, color=colour, alpha=0.25, markersize=3)
-        means = runs.groupby(settings)[[work, "accuracy"]].mean().reset_index()
+            ax.plot(runs[work], runs["value"], marker, color=colour, alpha=0.25, markersize=3)
+        means = runs.groupby(settings)[[work, "value"]].mean().reset_index()
         for coarse, some in means.groupby("coarse"):
             fill = {"fillstyle": "full" if coarse else "none", "label": None if coarse else named(strategy)}
-            ax.plot(some[work], some["accuracy"], marker, color=colour, markersize=6, **fill)
-    best = curve.nlargest(2)  # the last piece of the line at the least: a barely trained global CNN would hide the rest
-    low, high = min(times["accuracy"].min(), best.min()), max(times["accuracy"].max(), best.max())
-    ax.set(xlabel="work, in epochs of the global CNN", ylabel="test accuracy (%)")
-    ax.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+            ax.plot(some[work], some["value"], marker, color=colour, markersize=6, **fill)
+    best = next(iter(curves.values())).nlargest(2)  # of a barely trained global CNN the rest of the line would hide all
+    low, high = min(times["value"].min(), best.min()), max(times["value"].max(), best.max())
+    ax.set(xlabel=f"work of one worker,\nin {work}", ylim=(low - 0.2 * (high - low), high + 0.08 * (high - low)))
     _log_x(ax)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..strategies import STRATEGIES
@@ -137,18 +136,22 @@ class Report:
     def settings(self, **folders: str) -> str:
         """What notebook 10 left in folders, by a name: a row a setting with overlap and no coarse window, in %.
 
-        The last columns are the CNN-DNN's difference to data-parallel training of the global CNN for as much work.
+        Of two classes the area under the ROC curve, which the row says.  The last columns are differences to
+        data-parallel training of the global CNN for as much work, by operations and in brackets by the clock.
         """
         shown = ("global", "average", "cnn-dnn", "correction", "transfer")
-        heads = ["", "local CNNs (work)", *map(named, shown), "CNN-DNN − data-parallel", "by the clock"]
+        judged = ("cnn-dnn", "transfer")
+        heads = ["", "local CNNs (work)", *map(named, shown), *(f"{named(name)} − data-parallel" for name in judged)]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for name, folder in folders.items():
             table, times = (self.csv(f"{folder}/{file}.csv") for file in ("what_pays_table", "times"))
-            gains = times[times["strategy"] == "cnn-dnn"].drop(columns=["strategy", "work"])
-            both = table.query("overlap > 0 and not coarse").merge(gains, on=["grid", "overlap", "width", "coarse"])
-            for row in both.to_dict("records"):
-                numbers = [number(row.get(key, np.nan)) for key in (*shown, "above", "above, clock")]
-                cells = [name, f"{row['width']} ({number(row['work'], 2)})", *numbers]
+            place = ["grid", "overlap", "width", "coarse"]
+            gains = {where: own.set_index("strategy") for where, own in times.groupby(place)}
+            for row in table.query("overlap > 0 and not coarse").to_dict("records"):
+                own = gains[tuple(row[column] for column in place)]
+                label = name + (" (AUC)" if row["metric"] == "AUC" else "")
+                cells = [label, f"{row['width']} ({number(row['work'], 2)})", *(number(row[key]) for key in shown)]
+                cells += [f"{above(own.loc[key])} ({above(own.loc[key], ', clock')})" for key in judged]
                 lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -212,6 +215,15 @@ class Report:
         return {"accuracy": 100 * means.iloc[0], "one": means.iloc[1], "workers": means.iloc[2], "seeds": len(table)}
 
 
+def above(row: Mapping[str, Any], by: str = "") -> str:
+    """How far a row of notebook 10's times lies above data-parallel training: "0.6", or "≤−0.9", or "–".
+
+    By operations, or `by` ", clock".  More than ten points are of a global CNN that has hardly learnt.
+    """
+    found = row[f"above{by}"]
+    return ">10" if found > 10 else ("≤" if row[f"at most{by}"] and found == found else "") + number(found)
+
+
 def counts(row: Mapping[str, Any]) -> str:
     """How many rows have each verdict: "3/1/0/2"."""
     return "/".join(str(int(row[verdict])) for verdict in VERDICTS)
@@ -223,13 +235,20 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def render(name: str, folder: Path) -> str:
-    """The page NAME.md, from its template and the tables in `folder`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """The page NAME.md, from its template and the tables in `folder`.
+
+    Raises:
+        ValueError: the template asks for what is not there.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     env = Environment(loader=FileSystemLoader(resolve(TEMPLATES)), **options)
-    env.filters |= {"number": number, "spoken": spoken, "named": named, "counts": counts, "way": way}
-    return env.get_template(f"{name}.md.j2").render(report=Report(folder))
+    env.filters |= {"number": number, "above": above, "spoken": spoken, "named": named, "counts": counts, "way": way}
+    try:
+        return env.get_template(f"{name}.md.j2").render(report=Report(folder))
+    except TemplateError as error:  # whose traceback a notebook cannot show
+        raise ValueError(f"{TEMPLATES}/{name}.md.j2: {error}") from None
 
 
 def page_of(name: str) -> Path:

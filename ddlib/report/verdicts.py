@@ -1,6 +1,7 @@
 """Verdicts as figures: the rows of a claim with their intervals, the means of all claims, and what a clock says."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ def problem(name: str) -> str:
 
 def parts_of(row: Mapping[str, Any]) -> list[str]:
     """The pieces of `place`: problem, backbone, decomposition, epochs, and how the method was varied."""
-    split, size = (re.search(rf"{name}=(\d+)", row["variant"]) for name in ("channel_parts", "train_size"))
+    named_there = ("channel_parts", "train_size", "size")
+    split, images, pixels = (re.search(rf"\b{name}=(\d+)", row["variant"]) for name in named_there)
     parts = f"P = {split[1]}" if split else cut(row["grid"], row["overlap"])
-    words = [problem(source(row) + (f", {size[1]} images" if size else ""))]
-    return [*words, f"{named(row['backbone'])} ({row['width']})", parts, f"{row['epochs']} epochs", way(row["variant"])]
+    words = problem(source(row) + (f", {images[1]} images" if images else "")) + (f" {pixels[1]} px" if pixels else "")
+    return [words, f"{named(row['backbone'])} ({row['width']})", parts, f"{row['epochs']} epochs", way(row["variant"])]
 
 
 def place(row: Mapping[str, Any]) -> str:
@@ -68,7 +70,7 @@ def forest(judged: pd.DataFrame, pooled: pd.DataFrame) -> Figure:
         _diamonds(ax, means[same], below, len(lines) + 1)
         _scale(ax, own)
         a, b, training = own.iloc[0][["a", "b", "training"]]
-        ax.set_title(f"{named(a)} −\n{named(b)},\n{training}", fontsize=7)
+        ax.set_title("\n".join([*textwrap.wrap(f"{named(a)} − {named(b)},", 15), training]), fontsize=7)
     texts = [*lines, "", *(f"mean: {mean_of(over, scope)}" for over, scope in below)]
     axes[0, 0].set_yticks(range(len(texts)), texts, fontsize=6)
     axes[0, 0].set_ylim(len(texts) - 0.4, -0.6)

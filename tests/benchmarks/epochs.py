@@ -6,7 +6,7 @@ A tenth of the training images is held out in place of the test images, which ar
 `notebooks/plans/cpu.yaml`, with their first seed; a run that was stopped goes on.
 """
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def with_validation(name: str) -> str:
 
 
 if __name__ == "__main__":
-    folder, planned = Path(sys.argv[1]), [point.experiment for point in sweep.read_plan(PLAN)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder for the table and the records")
+    folder, planned = parser.parse_args().output, [point.experiment for point in sweep.read_plan(PLAN)]
     tables = []
     for dataset, backbone, grid in POINTS:
         usual = next(e for e in planned if (e.dataset, e.backbone, e.grid) == (dataset, backbone, grid))

@@ -27,7 +27,6 @@ from ddlib import CNNDNN, Experiment, accuracy, predict, train_aggregator
 from ddlib._internal.files import writable_folder, write_atomically
 from ddlib.strategies import Trainings
 from ddlib.study.parameters import resolve
-from ddlib.study.settings import hidden_layers
 
 # those of results/what_pays, overlap a quarter of a window; the adrenal glands of results/adrenal, but for 20 epochs
 SETS = {
@@ -91,7 +90,8 @@ def heads(e: Experiment, said: Said) -> list[dict[str, Any]]:
 
     for form in OPTIONS:
         hidden, shown, start, decay = form
-        options = {"hidden": hidden_layers(hidden), "log_probabilities": shown == "log p", "start": start}
+        layers = () if hidden == "none" else tuple(map(int, hidden.split()))
+        options = {"hidden": layers, "log_probabilities": shown == "log p", "start": start}
         model, spent = CNNDNN(local, run.new(partial(run.dense_network, **options))), []
         note(form, model, {"epoch": 0, "seconds": 0.0})
         recipe = replace(e.recipe("dense network"), epochs=max(EPOCHS), weight_decay=decay)

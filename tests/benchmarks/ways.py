@@ -7,8 +7,8 @@ are timed on whole epochs, since they share nothing.  Rates are medians over rep
 of the same kind.
 """
 
+import argparse
 import copy
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ddlib import LocalCNNs, process_pool, train_local
 from ddlib._internal.devices import autocast, choose_device
-from ddlib._internal.files import write_atomically
+from ddlib._internal.files import writable_folder, write_atomically
 from ddlib.cost.training_time import Setting, compare
 from ddlib.images import prepare
 from ddlib.training import cross_entropy
@@ -147,8 +147,10 @@ def profiled(s: Setting) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder for the tables")
+    output = writable_folder(parser.parse_args().output)
     settings = [Setting(parts=parts) for parts in ((2, 2), (4, 4))]
     for name, table in {"profile": pd.concat(map(profiled, settings)), "ways": pd.concat(map(ways, settings))}.items():
         print(table.to_string(index=False))
-        if len(sys.argv) > 1:
-            write_atomically(Path(sys.argv[1]) / f"{name}.csv", table.to_csv(index=False))
+        write_atomically(output / f"{name}.csv", table.to_csv(index=False))
