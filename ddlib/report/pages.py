@@ -141,7 +141,8 @@ class Report:
         """
         shown = ("global", "average", "cnn-dnn", "correction", "transfer")
         judged = ("cnn-dnn", "transfer")
-        heads = ["", "local width (operations)", *map(named, shown), *(f"{named(name)} − data-parallel" for name in judged)]
+        differences = [f"{named(name)} − data-parallel" for name in judged]
+        heads = ["", "local width (operations)", *map(named, shown), *differences]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for name, folder in folders.items():
             table, times = (self.csv(f"{folder}/{file}.csv") for file in ("what_pays_table", "times"))
