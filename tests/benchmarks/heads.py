@@ -27,6 +27,7 @@ from ddlib import CNNDNN, Experiment, accuracy, predict, train_aggregator
 from ddlib._internal.files import writable_folder, write_atomically
 from ddlib.strategies import Trainings
 from ddlib.study.parameters import resolve
+from ddlib.study.settings import hidden_layers
 
 # those of results/what_pays, overlap a quarter of a window; the adrenal glands of results/adrenal, but for 20 epochs
 SETS = {
@@ -90,8 +91,11 @@ def heads(e: Experiment, said: Said) -> list[dict[str, Any]]:
 
     for form in OPTIONS:
         hidden, shown, start, decay = form
-        layers = () if hidden == "none" else tuple(map(int, hidden.split()))
-        options = {"hidden": layers, "log_probabilities": shown == "log p", "start": start}
+        options = {
+            "hidden": tuple(map(int, hidden_layers("hidden", hidden).split())),
+            "log_probabilities": shown == "log p",
+            "start": start,
+        }
         model, spent = CNNDNN(local, run.new(partial(run.dense_network, **options))), []
         note(form, model, {"epoch": 0, "seconds": 0.0})
         recipe = replace(e.recipe("dense network"), epochs=max(EPOCHS), weight_decay=decay)
